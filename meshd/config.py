@@ -1,0 +1,302 @@
+"""Every setting and every number.
+
+Two halves. *Settings* are what the operator's file says (configs/meshd.toml documents each key for people;
+``load`` checks it). *Constants* are what the project decided: name, unit suffix, reason, formula. No other
+module holds a number that somebody might want to argue about.
+"""
+
+import ipaddress
+import tomllib
+from typing import Annotated, Literal
+
+import msgspec
+
+from meshd.errors import ConfigError
+
+# --- membership (swim/) ---------------------------------------------------------------------------------
+PROBE_PERIOD_S = 1.0  # SWIM's protocol period; memberlist's LAN value, so figures compare
+PROBE_TIMEOUT_S = 0.3  # direct ack; LAN round trips are < 1 ms, so this is a scheduler stall, not a network
+INDIRECT_PROBES = 3  # k of SWIM 3.1; Lifeguard's value
+NACK_AFTER_S = (
+    0.2  # a helper says "no answer yet" this long after PingReq; below PROBE_PERIOD_S - PROBE_TIMEOUT_S
+)
+HEALTH_MAX = 8  # Lifeguard's S: local health scores 0..8, periods and timeouts scale by score + 1
+SUSPICION_MIN_S = 2.0  # with enough confirmations. News takes ms (spread/), so this need not grow with log N:
+#                        refutation needs 2 round trips and a scheduler stall
+SUSPICION_MAX_S = 4.5  # without any: everyone is probed about once a period, so 3 independent probes failed
+SUSPICION_CONFIRMATIONS = 2  # k: this many others halve the doubt (Lifeguard IV-B formula)
+RETRY_FAILED_PER_S = 0.5  # each failed member is tried this often by the whole cluster together, for ever
+PAUSE_S = 1.0  # woken later than this after a deadline: this host was paused; it distrusts itself
+CLONE_REFUTE_S = (
+    1.0  # two hosts with one identity would outbid each other at line rate; once a second alarms too
+)
+CLONE_OUTBIDS = (
+    3  # an earlier life, with clock and disk both set back, is outbid once or twice; a clone answers
+)
+RELAYS_MAX = 1024  # PingReqs in flight at a helper: 3 a period from each of 300 accusers; beyond, no promise
+RTT_GAIN = 0.125  # smoothing of a member's round trip time: RFC 6298's alpha
+RESTART_MAX_S = 60.0  # longest "restarting for D" that a receiver honours
+RESTART_ANNOUNCED_S = 30.0  # what a stopping daemon announces: systemd restarts within RestartSec + boot
+INCARNATION_MAX = 2**53  # above: not obeyed. Unix ms until the year 287396; a wild claim burns nothing
+JOIN_RETRY_S = 1.0  # a host that knows no live peer greets its seeds this often
+JOIN_TARGETS = 64  # at most so many addresses are greeted at once
+JOIN_SYNCS = 2  # streams a joining host opens at once: one may be slow
+SEED_CHECK_S = 10.0  # a seed that is no living member is greeted this often: two clusters may meet there
+HELLO_RETRY_S = 0.2  # unanswered HELLO is sent again after this, doubling to JOIN_RETRY_S
+
+# --- news (spread/) -------------------------------------------------------------------------------------
+RINGS = 3  # k = 2 * RINGS neighbours: last of 1,000 hosts after 2.9 RTT at 1 % loss (gossip.md, 5)
+RANDOM_NEIGHBOURS = 1  # for views that differ
+NEWS_BYTES_PER_S = 8_000_000  # pacing of relayed and own news together: 64 Mbit/s of any underlay
+NEWS_BURST_BYTES = 1_000_000  # a burst of about 800 full datagrams before pacing starts
+BUCKET_ITEMS = 8  # average items a bucket, 8..16 as it fills: one bucket's stamps fit a datagram
+DATAGRAM_BUCKETS = 128  # 128 * 8 B of hashes fit one datagram; above, repair goes by stream
+DATAGRAM_REPAIR_BUCKETS = 8  # more differing buckets than this: by stream
+DIFFERING_CONTACTS = 2  # in a row with one peer, before repair starts: news in flight is no difference
+ANNOUNCE_ABOVE_BYTES = 1000  # encoded items above this are announced and fetched by stream
+ITEM_MAX_BYTES = 64 * 1024
+REPAIR_IDLE_S = 0.5  # at most one repair with a peer in this time
+FLOOD_SYNC_MAX_ITEMS = 500  # items of one sync that are passed on at once; above, digests carry them further
+STAMPS_PER_DATAGRAM = 20  # 50 B a stamp: what fits PLAINTEXT_MAX_BYTES with room to spare
+STREAM_CONNECT_S = 3.0
+STREAMS_INBOUND = 64  # more at once are refused: the opener tries again by digest
+DRAIN_PACKETS = 64  # datagrams read a wakeup before other tasks get their turn
+UDP_BUFFER_BYTES = 4 * 1024 * 1024  # asked for; the kernel's rmem_max may grant less
+SYNC_TIMEOUT_S = 30.0  # a stream without progress for this long is dropped
+
+# --- wire (wire/) ---------------------------------------------------------------------------------------
+DATAGRAM_MAX_BYTES = 1232  # UDP payload: IPv6's minimum MTU 1280 - 40 - 8
+HEADER_BYTES = 24
+TAG_BYTES = 16
+PLAINTEXT_MAX_BYTES = DATAGRAM_MAX_BYTES - HEADER_BYTES - TAG_BYTES
+REPLAY_WINDOW = 1024  # packets a sender session may be reordered by
+CANDIDATE_SESSIONS = 1024  # sessions learnt from HELLO and not yet proved; oldest go first
+WHO_PER_S = 20.0  # WHO answers to packets that cannot be read, all sources together
+HELLO_PER_S = 500.0  # HELLOs looked at, all sources together
+STREAM_RECORD_BYTES = 16 * 1024
+STREAM_BLOB_MAX_BYTES = ITEM_MAX_BYTES + 4096  # one run of messages in a stream: the largest item as News,
+#                                                or 1,024 stamps of 57 bytes
+MESSAGE_DEPTH = (
+    8  # nesting of any message; the deepest today is 7 (messages, News, items, item, body, subnets)
+)
+ARRAY_MAX = 1024  # elements of any array: stamps, keys, published ports
+MAP_MAX = 64  # pairs of the only maps there are: options and labels
+RING_KEYS_MAX = 16  # a rotation needs 3; the scan for a key id stays short
+SESSION_PACKETS_MAX = 2**48  # a session seals at most this many datagrams: 1,300 years at 6,500 a second
+KEYS_CACHED = 1024  # AES-GCM objects at 2.5 kB each (reliability.md, 1.4): a protocol period's peers
+RETIRED_SESSIONS = (
+    65536  # replaced sessions remembered, oldest forgotten: 1,000 hosts restarting 65 times each
+)
+CHALLENGES_OPEN = 1024  # unanswered HELLOs, oldest forgotten
+CHALLENGE_S = (
+    5.0  # a HELLO_ACK later than this is not believed: an answer held back must not undo what came since
+)
+
+# --- state and addresses (state/) -------------------------------------------------------------------------
+DEAL_SHARE = 0.5  # of a new network's pool goes to the hosts alive at creation
+BLOCK_MAX_FIRST = 64  # a first hand-on is min(/26, pool / (8 * live hosts))
+BLOCK_SHARE = 8
+LOW_WATER = 0.25  # fetch ahead when less than this share of own space is free
+COOLDOWN_S = 120.0  # a released address rests this long if any other is free
+BLOCK_ASK_TIMEOUT_S = 2.0
+BLOCK_ASKS_MAX = (
+    4  # asks for one attach that were granted and used up by others, before their owner is passed over
+)
+DEED_DEPTH_MAX = 2  # genesis 0, dealt or handed on 1, handed on again 2
+TOMBSTONES_MIN = 64  # own endpoint tombstones before the floor is raised; above, when they outnumber live
+VNI_MIN = 4096
+VNI_MAX = 2**24 - 1
+OVERLAY_PREFIX_V4 = 20
+BRIDGE_PREFIX_V4 = 24
+ULA_PREFIX = 64
+V6_INDEX_BITS = 16  # a v6-only network allocates among this many indices of its /64
+POOL_MAX_BITS = 24  # largest index space, 2**24: a /8
+MTU_DEFAULT = 1500  # Ethernet's, where no host has told its underlay's
+MTU_MIN_V4 = 576  # RFC 791: what every host must be able to receive
+MTU_MIN_V6 = 1280  # RFC 8200, section 5
+MTU_MAX = 65535  # of a bridge and a veth
+LABELS_MAX = 64  # labels of one network; likewise options
+LABEL_KEY_MAX_CHARS = 255
+LABEL_VALUE_MAX_CHARS = 1024
+LABELS_MAX_BYTES = 16 * 1024  # all of one network's, so that its item stays far below ITEM_MAX_BYTES
+EXCLUDE_MAX = 256  # --exclude addresses of one network
+ID_PREFIX_MIN_CHARS = 4  # the shortest part of a hex id that names a network; also of ``name~ab12``
+
+# --- kernel (kernel/, shell/reconcile.py) ---------------------------------------------------------------
+NETLINK_BATCH = 500  # rows a sendmsg: 5,000 was 5 times slower at 100,000 rows (perf.md, 3)
+NETLINK_BATCH_BYTES = 128 * 1024  # of one sendmsg: below the default send buffer (208 KiB) with its overhead
+NETLINK_COMMAND_RCVBUF_BYTES = (
+    4 * 1024 * 1024
+)  # request socket: NETLINK_BATCH errors of ~1 KiB overflow 208 KiB
+NETLINK_DUMP_TRIES = 4  # once, and up to 3 times again when a change interrupted it
+NETLINK_REPLY_S = 10.0  # the kernel answers while we send; no answer for this long is a lost one
+NETLINK_RCVBUF_BYTES = 64 * 1024 * 1024  # event socket: held 100,000 events (reliability.md, 3.2)
+RECONCILE_S = 30.0  # full compare even when no event came
+EVENT_SETTLE_S = 0.05  # wait for a burst of kernel events to end before comparing
+DUMP_AGAIN_S = 1.0  # at most one full compare in this time when the event socket overran
+COMPARE_REST = 4.0  # after a full compare, rest this many times as long as it took: at most a fifth of a core
+DELETIONS_ASKED_S = 1.0  # while deletions are withheld, ask this often whether they may be done
+VANISHED_GRACE_S = 30.0  # an endpoint whose link is gone is released after this
+ALONE_S = 60.0  # without peers for this long, a host trusts its own state enough to delete
+VXLAN_TTL = 64  # of the outer packet, whatever ip_default_ttl says
+NFT_TIMEOUT_S = 10.0  # one run of nft; 10,000 elements take 0.2 s (design.md, section 7)
+ECHOES_MAX = 200_000  # own row changes whose events are not read yet; above, they count as somebody else's
+ECHO_DEVICE_S = 2.0  # a device that we change is seen as it should be within this; making 500 takes 0.2 s
+EVENTS_PER_READ = 1024  # kernel events taken in one go, before the loop gets its turn
+VXLAN_OVERHEAD_V4 = 50
+VXLAN_OVERHEAD_V6 = 70
+ROUTE_PROTOCOL = 109  # marks our nexthops and routes
+NEXTHOP_BASE = 0x6D000000  # our nexthop ids: base + 23 bits of hash(host id), group = +0x800000
+
+HOUSEKEEPING_S = 5.0  # how often vanished links and tombstones are looked at
+UNDERLAY_CHECK_S = 30.0  # how often the underlay's address, MTU and routes are read anew
+LEAVE_LINGER_S = 1.0  # a leaving daemon stays this long so that its good-bye spreads
+
+# --- disk (shell/journal.py) ----------------------------------------------------------------------------
+JOURNAL_MAX_BYTES = 8 * 1024 * 1024  # above: a snapshot is taken and the journal starts anew
+
+# --- the local socket (api/) ----------------------------------------------------------------------------
+API_BODY_MAX_BYTES = 64 * 1024
+API_HEADER_S = 2.0
+API_REQUEST_S = 10.0
+API_WRITE_S = 5.0
+API_CONNECTIONS = 64
+API_CONNECTIONS_PER_UID = 16
+API_CONNECTIONS_FOR_ROOT = 16  # of API_CONNECTIONS, kept for uid 0
+API_BACKLOG = 128  # connections the kernel holds before accept
+API_ACCEPT_PAUSE_S = 0.1  # out of descriptors or memory: accept again after this
+API_HEADER_MAX_BYTES = 16 * 1024
+API_IDLE_S = 30.0  # a kept-alive connection without a request is closed after this
+API_READ_BYTES = 16 * 1024
+API_WRITE_BYTES = (
+    64 * 1024
+)  # one write, to be taken within API_WRITE_S: a reader slower than 13 kB/s is cut off
+API_LINGER_S = 1.0  # after a refusal the rest of the request is read and dropped, so that the answer arrives
+API_STOP_S = 5.0  # a stopping server lets requests under way finish for this long
+API_JSON_DEPTH = 16
+API_QUERY_FIELDS = 16
+API_GROUPS_BYTES = 1024  # SO_PEERGROUPS: Python's getsockopt takes no larger buffer = 256 groups
+EVENTS_KEPT = 256  # the ring, and what a watcher may fall behind by before it gets `resync`
+
+
+# --- settings ---------------------------------------------------------------------------------------------
+class HostSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """[host]"""
+
+    name: Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9]([A-Za-z0-9.-]{0,62})$")] | None = None
+    state_dir: str = "/var/lib/meshd"
+    run_dir: str = "/run/meshd"
+    docker_plugin_socket: str = "/run/docker/plugins/meshd.sock"
+
+
+class GossipSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """[gossip]"""
+
+    bind: str | None = None
+    port: Annotated[int, msgspec.Meta(ge=1, le=65535)] = 7947
+    seeds: tuple[str, ...] = ()
+    keyring: str = "/etc/meshd/keyring"
+
+
+class VxlanSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """[vxlan]"""
+
+    port: Annotated[int, msgspec.Meta(ge=1, le=65535)] = 4789
+
+
+class PoolSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """[pools]"""
+
+    v4: tuple[str, ...] = ("10.128.0.0/9",)
+    v6: tuple[str, ...] = ()
+
+
+class FirewallSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """[firewall]"""
+
+    open_forward: bool = True
+
+
+class DnsSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """[dns]"""
+
+    upstream: tuple[str, ...] = ()
+
+
+class LogSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """[log]"""
+
+    level: Literal["debug", "info", "warning", "error"] = "info"
+    format: Literal["auto", "console", "json"] = "auto"
+
+
+class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The whole file. Every key has a default, so an empty file is a valid one."""
+
+    host: HostSettings = HostSettings()
+    gossip: GossipSettings = GossipSettings()
+    vxlan: VxlanSettings = VxlanSettings()
+    pools: PoolSettings = PoolSettings()
+    firewall: FirewallSettings = FirewallSettings()
+    dns: DnsSettings = DnsSettings()
+    log: LogSettings = LogSettings()
+
+
+def parse(text: str, source: str) -> Settings:
+    """Parse TOML text. Raises ConfigError, one line: file, key, what is wrong, what is allowed."""
+    try:
+        settings = msgspec.convert(tomllib.loads(text), Settings)
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"{source}: not TOML: {error}") from None
+    except msgspec.ValidationError as error:
+        raise ConfigError(_explain(source, str(error))) from None
+    _check_values(settings, source)
+    return settings
+
+
+def _explain(source: str, message: str) -> str:
+    """Turn msgspec's "... - at `$.gossip.port`" into "file: gossip.port: ..."."""
+    what, _, where = message.partition(" - at `$")
+    key = where.rstrip("`").lstrip(".")
+    if "unknown field" in what:
+        field = what.rsplit("`", 2)[-2]
+        key = f"{key}.{field}" if key else field
+        known = _known_keys(key)
+        return f"{source}: {key}: unknown key" + (f" (allowed here: {known})" if known else "")
+    return f"{source}: {key or 'file'}: {what[:1].lower()}{what[1:]}"
+
+
+def _known_keys(key: str) -> str:
+    """List the keys allowed beside ``key``."""
+    table, _, _ = key.rpartition(".")
+    owner: type = Settings
+    for field in msgspec.structs.fields(Settings):
+        if field.name == table and isinstance(field.type, type):
+            owner = field.type
+    return ", ".join(field.name for field in msgspec.structs.fields(owner))
+
+
+def _check_values(settings: Settings, source: str) -> None:
+    """Check what types cannot say: addresses and prefixes."""
+    if settings.gossip.bind is not None:
+        _address(settings.gossip.bind, source, "gossip.bind")
+    for seed in settings.gossip.seeds:
+        host, _, port = seed.rpartition(":")
+        if not port.isdigit() or not 0 < int(port) < 65536:
+            raise ConfigError(f"{source}: gossip.seeds: {seed!r} is not ADDRESS:PORT, e.g. 192.0.2.2:7947")
+        _address(host.strip("[]"), source, "gossip.seeds")
+    for key, prefixes, version in (("pools.v4", settings.pools.v4, 4), ("pools.v6", settings.pools.v6, 6)):
+        for prefix in prefixes:
+            try:
+                network = ipaddress.ip_network(prefix)
+            except ValueError as error:
+                raise ConfigError(f"{source}: {key}: {error}") from None
+            if network.version != version:
+                raise ConfigError(f"{source}: {key}: {prefix} is not an IPv{version} prefix")
+
+
+def _address(text: str, source: str, key: str) -> None:
+    try:
+        ipaddress.ip_address(text)
+    except ValueError:
+        raise ConfigError(f"{source}: {key}: {text!r} is not an IPv4 or IPv6 address") from None

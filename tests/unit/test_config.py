@@ -1,0 +1,41 @@
+"""Every wrong line of the configuration is one clear sentence: file, key, what is wrong, what is allowed."""
+
+import pytest
+
+from meshd.config import Settings, parse
+from meshd.errors import ConfigError
+
+BAD = [
+    ("[gossip]\nprot = 1", "f: gossip.prot: unknown key (allowed here: bind, port, seeds, keyring)"),
+    ("[hots]", "f: hots: unknown key (allowed here: host, gossip, vxlan, pools, firewall, dns, log)"),
+    ('[gossip]\nport = "7947"', "f: gossip.port: expected `int`, got `str`"),
+    ("[gossip]\nport = 70000", "f: gossip.port: expected `int` <= 65535"),
+    ("[gossip]\nport = 0", "f: gossip.port: expected `int` >= 1"),
+    ("[firewall]\nopen_forward = 1", "f: firewall.open_forward: expected `bool`, got `int`"),
+    ('[gossip]\nbind = "eth0"', "f: gossip.bind: 'eth0' is not an IPv4 or IPv6 address"),
+    ('[gossip]\nseeds = ["host2"]', "f: gossip.seeds: 'host2' is not ADDRESS:PORT, e.g. 192.0.2.2:7947"),
+    ('[gossip]\nseeds = ["host2:1"]', "f: gossip.seeds: 'host2' is not an IPv4 or IPv6 address"),
+    ('[pools]\nv4 = ["fd00::/48"]', "f: pools.v4: fd00::/48 is not an IPv4 prefix"),
+    ('[pools]\nv4 = ["10.0.0.1/8"]', "f: pools.v4: 10.0.0.1/8 has host bits set"),
+]
+
+
+@pytest.mark.parametrize(("text", "line"), BAD)
+def test_a_wrong_setting_is_named_with_its_key_and_what_is_allowed(text, line):
+    with pytest.raises(ConfigError) as caught:
+        parse(text, "f")
+    assert caught.value.what == line
+
+
+@pytest.mark.parametrize(("text", "words"), [("x =", "not TOML"), ('[log]\nlevel = "loud"', "log.level"), ('[host]\nname = "a b"', "host.name")])  # fmt: skip
+def test_other_mistakes_are_named_too(text, words):
+    with pytest.raises(ConfigError, match=words):
+        parse(text, "f")
+
+
+def test_an_empty_file_is_a_valid_one():
+    assert parse("", "f") == Settings()
+
+
+def test_v6_seeds_are_written_in_brackets():
+    assert parse('[gossip]\nseeds = ["[2001:db8::1]:7947"]', "f").gossip.seeds == ("[2001:db8::1]:7947",)
