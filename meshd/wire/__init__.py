@@ -1,0 +1,1 @@
+"""Messages <-> sealed datagrams and stream records. Without I/O."""

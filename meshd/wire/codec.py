@@ -1,0 +1,156 @@
+"""Messages <-> msgpack. Decides what is well-formed, nothing about what it means.
+
+A newer host's additions are skipped: messages with an unknown tag, items of an unknown kind, fields beyond
+those known. Everything else that does not fit refuses the whole datagram, so that no half of it counts.
+"""
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from typing import Annotated, Any
+
+import msgspec
+
+from meshd.messages import (
+    MAX_ITEMS_PER_MESSAGE,
+    MESSAGE_TYPES,
+    Announce,
+    BlockAnswer,
+    Message,
+    News,
+    Stamp,
+    Stamps,
+    Suspect,
+)
+from meshd.model import U64, Item
+from meshd.wire.errors import WireError
+from meshd.wire.items import WRITER_MAX_BYTES, decode_item, encode_item, is_ip, item_fields, item_from
+from meshd.wire.pack import array, array_header, convert, pack, plain, unpack
+
+__all__ = [
+    "decode_item",
+    "decode_messages",
+    "encode_item",
+    "encode_message",
+    "encode_news",
+    "join",
+    "joined_size",
+]
+
+MAX_DEEDS_PER_MESSAGE = 16
+_VERSION_END = 1 << 63
+
+
+class _Answer(msgspec.Struct, frozen=True, array_like=True):
+    """A BlockAnswer without its deeds."""
+
+    request: U64
+    refusal: Annotated[str, msgspec.Meta(max_length=200)] = ""
+
+
+_TAGS: dict[type, int] = {shape: shape.__struct_config__.tag for shape in MESSAGE_TYPES}  # type: ignore[misc]
+_SHAPES: dict[int, type] = {tag: shape for shape, tag in _TAGS.items()}
+
+
+# --- encoding -----------------------------------------------------------------------------------------------
+def encode_message(message: Message) -> bytes:
+    """Encode one message, to be put among others by ``join``."""
+    if isinstance(message, News):
+        return pack([_TAGS[News], [item_fields(item) for item in message.items]])
+    if isinstance(message, BlockAnswer):
+        deeds = [item_fields(item) for item in message.deeds]
+        return pack([_TAGS[BlockAnswer], message.request, deeds, message.refusal])
+    return pack(plain(message))
+
+
+def encode_news(items: Sequence[bytes]) -> bytes:
+    """Encode a News message from encoded items: each is encoded once, however many neighbours it goes to.
+    Raises ValueError above MAX_ITEMS_PER_MESSAGE.
+    """
+    if len(items) > MAX_ITEMS_PER_MESSAGE:
+        raise ValueError(f"{len(items)} items; at most {MAX_ITEMS_PER_MESSAGE} go in a message")
+    return array([pack(_TAGS[News]), array(items)])
+
+
+def join(parts: Sequence[bytes]) -> bytes:
+    """Make a datagram's plaintext, or a stream's blob, of encoded messages: ARRAY_MAX at most."""
+    return array(parts)
+
+
+def joined_size(parts: int, size: int) -> int:
+    """Return how many bytes ``join`` makes of ``parts`` messages that have ``size`` bytes altogether."""
+    return len(array_header(parts)) + size
+
+
+# --- decoding -----------------------------------------------------------------------------------------------
+def decode_messages(data: bytes, skipped: Counter[str] | None = None) -> list[Message]:
+    """Decode a datagram's plaintext or a stream's blob. Raises WireError, and then nothing of it counts.
+
+    ``skipped`` counts what was left out: unknown-tag (messages), unknown-kind (items).
+    """
+    if skipped is None:
+        skipped = Counter()
+    raw = unpack(data)
+    if type(raw) is not tuple:
+        raise WireError("not-messages")
+    messages: list[Message] = []
+    for each in raw:
+        if type(each) is not tuple or not each or type(each[0]) is not int:
+            raise WireError("not-messages")
+        shape = _SHAPES.get(each[0])
+        if shape is None:
+            skipped["unknown-tag"] += 1
+        else:
+            messages.append(_DECODE.get(shape, _simple)(each, shape, skipped))
+    return messages
+
+
+def _simple(raw: tuple[Any, ...], shape: type, skipped: Counter[str]) -> Message:
+    message: Message = convert(raw, shape, "bad-message")
+    rule = _RULES.get(shape)
+    if rule is not None and not rule(message):
+        raise WireError("bad-message")
+    return message
+
+
+def _news(raw: tuple[Any, ...], shape: type, skipped: Counter[str]) -> Message:
+    if len(raw) < 2:
+        raise WireError("bad-message")
+    return News(_items(raw[1], MAX_ITEMS_PER_MESSAGE, skipped))
+
+
+def _block_answer(raw: tuple[Any, ...], shape: type, skipped: Counter[str]) -> Message:
+    if len(raw) < 3:
+        raise WireError("bad-message")
+    answer: _Answer = convert((raw[1], *raw[3:]), _Answer, "bad-message")
+    return BlockAnswer(answer.request, _items(raw[2], MAX_DEEDS_PER_MESSAGE, skipped), answer.refusal)
+
+
+def _items(raw: Any, most: int, skipped: Counter[str]) -> tuple[Item, ...]:
+    """Check an array of items, leaving out those of unknown kinds."""
+    if type(raw) is not tuple or len(raw) > most:
+        raise WireError("bad-message", "items")
+    items = tuple([item for each in raw if (item := item_from(each, local=False)) is not None])
+    if len(items) < len(raw):
+        skipped["unknown-kind"] += len(raw) - len(items)
+    return items
+
+
+def _versions_fit(stamps: tuple[Stamp, ...]) -> bool:
+    return all(
+        0 <= incarnation < _VERSION_END and 0 <= counter < _VERSION_END and len(writer) <= WRITER_MAX_BYTES
+        for incarnation, counter, writer in (stamp.version for stamp in stamps)
+    )
+
+
+_DECODE: dict[type, Callable[[tuple[Any, ...], type, Counter[str]], Message]] = {
+    News: _news,
+    BlockAnswer: _block_answer,
+}
+"""Messages with items in them, whose bodies' types depend on their kinds. All others are _simple."""
+
+_RULES: dict[type, Callable[[Any], bool]] = {
+    Suspect: lambda suspect: is_ip(suspect.facts.address),
+    Announce: lambda announce: _versions_fit(announce.stamps),
+    Stamps: lambda stamps: _versions_fit(stamps.stamps),
+}
+"""Message type -> what its annotations cannot say."""
