@@ -1,0 +1,1 @@
+"""How news travels and heals: flood on derived rings, repair by digest. Without I/O."""

@@ -1,0 +1,1 @@
+"""What the cluster agrees on: versioned items, networks, addresses. Without I/O."""

@@ -1,0 +1,234 @@
+"""Decides who owns which indices of a network, from nothing but the set of deeds seen (design.md, section 6).
+Deeds are immutable, named by their hash and merged by union, so every host that saw the same set decides the
+same. Knows no addresses, no endpoints and no liveness: an owner stays the owner while it is dead.
+
+The rule, for one index: start at the genesis deed; while exactly one child of the current deed covers the index,
+go to that child; none: the current deed's owner has it; two or more: their donor gave one index away twice (its
+state was rolled back or cloned), so nobody may allocate there.
+"""
+
+import enum
+import hashlib
+from collections.abc import Iterator
+
+import msgspec
+
+from meshd.model import ID_BYTES, NO_PARENT, Deed, HostId, Item, Kind, NetworkId, Version
+from meshd.state.spans import SPACE_END, SpanMap
+
+DeedId = bytes
+QUARANTINE: DeedId = b""
+"""Stands in a span map where deeds contradict each other."""
+
+
+class Block(msgspec.Struct, frozen=True):
+    """Space that a deed's owner has and has not handed on: ``[start, start + size)``. ``depth``: 0 for genesis."""
+
+    start: int
+    size: int
+    deed: DeedId
+    depth: int
+
+    @property
+    def end(self) -> int:
+        """The first index after the block."""
+        return self.start + self.size
+
+
+class Quarantine(msgspec.Struct, frozen=True):
+    """Space that ``donor`` gave away twice: the two deeds (lower id first) and their owners."""
+
+    start: int
+    size: int
+    donor: HostId
+    deeds: tuple[DeedId, DeedId]
+    holders: tuple[HostId, HostId]
+
+
+class _Standing(enum.Enum):
+    WAITING = enum.auto()  # an ancestor has not been seen yet
+    HELD = enum.auto()
+    INVALID = enum.auto()
+
+
+def deed_id(deed: Deed) -> DeedId:
+    """Hash a deed: 16 bytes of BLAKE2b over fixed-width fields, so that no two deeds share an encoding."""
+    hashed = hashlib.blake2b(digest_size=ID_BYTES, person=b"meshd deed 1")
+    for part in (deed.network, deed.owner, deed.donor, deed.parent, *deed.heirs):
+        hashed.update(part)
+    hashed.update(deed.start.to_bytes(8, "big") + deed.size.to_bytes(8, "big") + bytes([len(deed.heirs)]))
+    return hashed.digest()
+
+
+def deed_item(deed: Deed) -> Item:
+    """Wrap a deed as the item that is stored and gossiped."""
+    return Item(Kind.DEED, deed_id(deed), Version(0, 0, bytes(ID_BYTES)), deed)
+
+
+def _well_formed(deed: Deed) -> bool:
+    """Whether the fields are what ``deed_id`` may rely on."""
+    ids = (deed.network, deed.owner, deed.donor, deed.parent, *deed.heirs)
+    return (
+        all(len(part) == ID_BYTES for part in ids)
+        and deed.start >= 0 < deed.size <= SPACE_END // 2 - deed.start
+    )
+
+
+class _Ground:
+    """One network's space: which deed each index is held by, and whose deeds those are."""
+
+    def __init__(self) -> None:
+        self.spans = SpanMap(NO_PARENT)
+        self.by_owner: dict[HostId, list[DeedId]] = {}
+        self.depth: dict[DeedId, int] = {}
+        self.contradicted = False
+        self.owned: dict[HostId, list[Block]] = {}
+
+    def hold(self, key: DeedId, deed: Deed) -> None:
+        """Cut a deed out of its parent. Its own children come later, whatever order they were seen in."""
+
+        def cut(held: DeedId) -> DeedId:
+            if held == deed.parent:
+                return key
+            self.contradicted = True
+            return QUARANTINE
+
+        self.depth[key] = self.depth.get(deed.parent, -1) + 1
+        self.by_owner.setdefault(deed.owner, []).append(key)
+        self.spans.change(deed.start, deed.start + deed.size, cut)
+        self.owned.clear()
+
+
+class DeedBook:
+    """Every deed seen, and what follows from them. ``add`` costs O(log n) of its own network's deeds."""
+
+    def __init__(self) -> None:
+        self._deeds: dict[DeedId, Deed] = {}
+        self._children: dict[DeedId, list[DeedId]] = {}
+        self._standing: dict[DeedId, _Standing] = {}
+        self._grounds: dict[NetworkId, _Ground] = {}
+        self.invalid: dict[DeedId, str] = {}
+        """Deeds that are kept but count for nobody, with the reason."""
+
+    def __len__(self) -> int:
+        return len(self._deeds)
+
+    def add(self, item: Item) -> bool:
+        """Take a DEED item, in any order and any number of times. False, and nothing changed, where it is no
+        deed or its id is not its hash."""
+        deed = item.body
+        if item.kind != Kind.DEED or item.dead or not isinstance(deed, Deed) or not _well_formed(deed):
+            return False
+        if item.id in self._deeds:
+            return self._deeds[item.id] == deed
+        if deed_id(deed) != item.id:
+            return False
+        self._deeds[item.id] = deed
+        self._standing[item.id] = _Standing.WAITING
+        self._children.setdefault(deed.parent, []).append(item.id)
+        self._settle(item.id)
+        return True
+
+    def _settle(self, first: DeedId) -> None:
+        """Decide a deed, then all that waited for it, parents before children."""
+        undecided = [first]
+        while undecided:
+            key = undecided.pop()
+            deed = self._deeds[key]
+            why = self._fault(deed)
+            if why is None:
+                continue
+            if why:
+                self._standing[key] = _Standing.INVALID
+                self.invalid[key] = why
+            else:
+                self._standing[key] = _Standing.HELD
+                self._grounds.setdefault(deed.network, _Ground()).hold(key, deed)
+            undecided.extend(self._children.get(key, ()))
+
+    def _fault(self, deed: Deed) -> str | None:
+        """Say what is wrong with a deed: "" nothing, None not yet known."""
+        if deed.parent == NO_PARENT:
+            return (
+                "" if deed.donor == deed.owner and deed.start == 0 else "genesis by another than the creator"
+            )
+        parent = self._deeds.get(deed.parent)
+        if parent is None or self._standing[deed.parent] is _Standing.WAITING:
+            return None
+        faults = (
+            (self._standing[deed.parent] is _Standing.INVALID, "its parent is invalid"),
+            (deed.network != parent.network, "its parent is of another network"),
+            (deed.donor != parent.owner, "its donor does not own the parent"),
+            (deed.start < parent.start, "outside its parent"),
+            (deed.start + deed.size > parent.start + parent.size, "outside its parent"),
+        )
+        return next((why for wrong, why in faults if wrong), "")
+
+    def deed(self, key: DeedId) -> Deed | None:
+        """Give a deed by its id, whatever its standing."""
+        return self._deeds.get(key)
+
+    def held_by(self, network: NetworkId, host: HostId) -> list[tuple[DeedId, Deed]]:
+        """Give the deeds in force whose owner is ``host``, whether it has handed their space on or not."""
+        ground = self._grounds.get(network)
+        return [(key, self._deeds[key]) for key in ground.by_owner.get(host, ())] if ground else []
+
+    def blocks(self, network: NetworkId) -> Iterator[tuple[HostId | None, Block]]:
+        """Give all space in ascending order with its owner; None (deed b"", depth 0) where quarantined."""
+        ground = self._grounds.get(network)
+        for start, end, key in ground.spans.within(0, SPACE_END) if ground else ():
+            if key == QUARANTINE:
+                yield None, Block(start, end - start, key, 0)
+            elif key != NO_PARENT and ground:
+                yield self._deeds[key].owner, Block(start, end - start, key, ground.depth[key])
+
+    def owned(self, network: NetworkId, host: HostId) -> list[Block]:
+        """Give the space that ``host`` may allocate in or hand on, ascending."""
+        ground = self._grounds.get(network)
+        if ground is None:
+            return []
+        if host not in ground.owned:
+            blocks = [
+                Block(start, end - start, key, ground.depth[key])
+                for key in ground.by_owner.get(host, ())
+                for deed in (self._deeds[key],)
+                for start, end, held in ground.spans.within(deed.start, deed.start + deed.size)
+                if held == key
+            ]
+            ground.owned[host] = sorted(blocks, key=lambda block: block.start)
+        return list(ground.owned[host])
+
+    def block_of(self, network: NetworkId, index: int) -> tuple[HostId, Block] | None:
+        """Give the owner of an index and the deed's leaf block of one index there; None where nobody has it."""
+        ground = self._grounds.get(network)
+        key = ground.spans.at(index) if ground else NO_PARENT
+        if ground is None or key in (NO_PARENT, QUARANTINE):
+            return None
+        return self._deeds[key].owner, Block(index, 1, key, ground.depth[key])
+
+    def owner_of(self, network: NetworkId, index: int) -> HostId | None:
+        """Give the host that may allocate an index; None: not known yet, outside the pool or quarantined."""
+        found = self.block_of(network, index)
+        return found[0] if found else None
+
+    def quarantined(self, network: NetworkId) -> list[Quarantine]:
+        """Give every pair of deeds that contradict each other. Cheap where there are none."""
+        ground = self._grounds.get(network)
+        if ground is None or not ground.contradicted:
+            return []
+        families: dict[DeedId, list[DeedId]] = {}
+        for key in ground.depth:
+            families.setdefault(self._deeds[key].parent, []).append(key)
+        return [found for keys in families.values() for found in self._contradictions(keys)]
+
+    def _contradictions(self, siblings: list[DeedId]) -> Iterator[Quarantine]:
+        ordered = sorted((self._deeds[key].start, key) for key in siblings)
+        for at, (start, key) in enumerate(ordered):
+            end = start + self._deeds[key].size
+            for other_start, other in ordered[at + 1 :]:
+                if other_start >= end:
+                    break
+                pair = (min(key, other), max(key, other))
+                holders = (self._deeds[pair[0]].owner, self._deeds[pair[1]].owner)
+                overlap = min(end, other_start + self._deeds[other].size) - other_start
+                yield Quarantine(other_start, overlap, self._deeds[key].donor, pair, holders)
