@@ -1,0 +1,1 @@
+"""Desired -> actual: netlink and nftables; the only code that touches the kernel."""

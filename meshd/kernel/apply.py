@@ -1,0 +1,214 @@
+"""Carries out ops, in order. It decides how they are batched and what counts as success; which ops are
+needed, and their order, is plan/diff.py's.
+
+Consecutive ops on rows, nexthops and addresses travel together, NETLINK_BATCH in a send. Deleting what is
+gone is a success. One op's failure does not hold up the rest: the caller gets each with the kernel's words.
+"""
+
+import errno
+import itertools
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeVar, cast
+
+from meshd.errors import KernelError
+from meshd.kernel import addresses, netlink, nexthops, rows
+from meshd.kernel.echoes import Echoes
+from meshd.kernel.links import Links
+from meshd.kernel.nft import Firewall
+from meshd.model import text_ip, text_mac
+from meshd.plan.ops import (
+    DelAddr,
+    DelFdb,
+    DelLink,
+    DelNeigh,
+    DelNexthop,
+    Op,
+    PutAddr,
+    PutFdb,
+    PutLink,
+    PutNeigh,
+    PutNexthop,
+    RemakeLink,
+    SetFirewall,
+)
+
+O = TypeVar("O")  # noqa: E741
+Failures = list[tuple[Op, KernelError]]
+Index = Mapping[str, int]
+
+_GONE = {errno.ENOENT, errno.ENODEV, errno.ESRCH, errno.EADDRNOTAVAIL}
+
+_ENCODE: dict[type, Callable[[Sequence[Any], Index], list[bytes]]] = {
+    PutNexthop: lambda ops, _: [nexthops.put(op.nexthop) for op in ops],
+    DelNexthop: lambda ops, _: [nexthops.delete(op.id) for op in ops],
+    PutFdb: lambda ops, index: rows.put_fdb([(op.key, op.target) for op in ops], index),
+    DelFdb: lambda ops, index: rows.del_fdb([op.key for op in ops], index),
+    PutNeigh: lambda ops, index: rows.put_neigh([(op.key, op.mac) for op in ops], index),
+    DelNeigh: lambda ops, index: rows.del_neigh([op.key for op in ops], index),
+    PutAddr: lambda ops, index: addresses.put([op.addr for op in ops], index),
+    DelAddr: lambda ops, index: addresses.delete([op.addr for op in ops], index),
+}
+"""How ops become messages, one each. These are batched; an op that is not here goes alone."""
+
+_DEVICES: dict[type, Callable[[Sequence[Any]], Sequence[str]]] = {
+    PutFdb: lambda ops: [op.key.dev for op in ops],
+    DelFdb: lambda ops: [op.key.dev for op in ops],
+    PutNeigh: lambda ops: [op.key.dev for op in ops],
+    DelNeigh: lambda ops: [op.key.dev for op in ops],
+    PutAddr: lambda ops: [op.addr.dev for op in ops],
+    DelAddr: lambda ops: [op.addr.dev for op in ops],
+}
+"""The devices that ops of a kind are on, in their order."""
+
+_DELETES = (DelAddr, DelFdb, DelLink, DelNeigh, DelNexthop)
+
+
+def describe(op: Op) -> str:
+    """Name what an op is about, for an error message."""
+    match op:
+        case PutLink(link) | RemakeLink(link):
+            return f"device {link.name}"
+        case DelLink(name):
+            return f"device {name}"
+        case PutAddr(addr) | DelAddr(addr):
+            return f"address {text_ip(addr.ip)}/{addr.prefix} on {addr.dev}"
+        case PutNexthop(nexthop):
+            return f"nexthop {nexthop.id}"
+        case DelNexthop(number):
+            return f"nexthop {number}"
+        case PutFdb(key) | DelFdb(key):
+            return f"fdb row {text_mac(key.mac)} dev {key.dev} {key.where}"
+        case PutNeigh(key) | DelNeigh(key):
+            return f"neighbour {text_ip(key.ip)} dev {key.dev}"
+        case SetFirewall():
+            return "firewall table meshd"
+
+
+class Applier:
+    """Applies ops in one namespace. Blocking; one thread at a time."""
+
+    def __init__(self, link: netlink.Netlink, links: Links, firewall: Firewall, echoes: Echoes) -> None:
+        self._netlink = link
+        self._links = links
+        self._firewall = firewall
+        self._echoes = echoes
+
+    def apply(self, ops: Sequence[Op]) -> Failures:
+        """Carry out ops in order; return those that failed, with the reason."""
+        failures: Failures = []
+        for batched, run in itertools.groupby(ops, lambda op: type(op) in _ENCODE):
+            if batched:
+                self._rows(list(run), failures)
+                continue
+            for kind, group in itertools.groupby(run, type):
+                same = list(group)
+                for op, error in zip(same, self._alone(kind, same), strict=True):
+                    if error is not None:
+                        failures.append((op, error))
+        return failures
+
+    def _alone(self, kind: type, ops: Sequence[Any]) -> list[KernelError | None]:
+        """Carry out ops of one kind that are not batched as rows."""
+        if kind is PutLink:
+            return self._links.ensure([op.link for op in ops])
+        if kind is DelLink:
+            return self._links.delete([op.name for op in ops])
+        if kind is RemakeLink:
+            outcome = self._links.delete([op.link.name for op in ops])
+            clear = [i for i, error in enumerate(outcome) if error is None]
+            for i, error in zip(clear, self._links.ensure([ops[i].link for i in clear]), strict=True):
+                outcome[i] = error
+            return outcome
+        answers: list[KernelError | None] = []
+        for op in ops:
+            try:
+                self._firewall.set(cast("SetFirewall", op).text)
+                answers.append(None)
+            except KernelError as error:
+                answers.append(error)
+        return answers
+
+    def _rows(self, ops: list[Op], failures: Failures) -> None:
+        """Carry out a run of ops that are one message each."""
+        groups = [(kind, list(group)) for kind, group in itertools.groupby(ops, type)]
+        devices = [_DEVICES[kind](group) if kind in _DEVICES else () for kind, group in groups]
+        index = self._links.indices([*set().union(*devices)])
+        messages: list[bytes] = []
+        sent: list[Op] = []
+        for (kind, group), on in zip(groups, devices, strict=True):
+            known = group if index.keys() >= set(on) else _on_devices(group, on, index, failures)
+            if self._echoes.listens:
+                self._note(known, index)
+            messages += _ENCODE[kind](known, index)
+            sent += known
+        taken: list[PutFdb] = []
+        for op, error in zip(sent, self._netlink.transact(messages), strict=True):
+            if error is None:
+                continue
+            if error.errno == errno.EEXIST and isinstance(op, PutFdb):
+                taken.append(op)
+            elif not _is_gone(op, error):
+                failures.append((op, _about(op, error)))
+        if taken:
+            self._replace(taken, index, failures)
+
+    def _replace(self, ops: list[PutFdb], index: Index, failures: Failures) -> None:
+        """Write ``self`` rows over existing ones. vxlan replaces like by like without a gap; another kind of
+        row, or one that is not marked as ours, has to go first (rows.put_fdb says why)."""
+        messages: list[bytes] = []
+        owner: list[int] = []
+        for i, (op, answer) in enumerate(
+            zip(ops, self._netlink.get(rows.get_fdb([op.key for op in ops], index)), strict=True)
+        ):
+            row = next(rows.parse(answer), None) if isinstance(answer, bytes) else None
+            alike = row is not None and row.flags & rows.NTF_EXT_LEARNED
+            if row is None or not alike or (row.nhid is None) != (op.target.nhid is None):
+                messages += rows.del_fdb([op.key], index)
+                owner.append(i)
+                self._echoes.row(("self", False, index[op.key.dev], op.key.mac, None))
+            messages += rows.put_fdb([(op.key, op.target)], index, replace=True)
+            owner.append(i)
+        answers = zip(owner, self._netlink.transact(messages), strict=True)
+        refused = {i: error for i, error in answers if error is not None and error.errno != errno.ENOENT}
+        failures += [(ops[i], _about(ops[i], error)) for i, error in refused.items()]
+
+    def _note(self, ops: Sequence[Op], index: Index) -> None:
+        """Tell the echoes which events to expect."""
+        note = self._echoes.row
+        for op in ops:
+            match op:
+                case PutFdb(key, target):
+                    note((key.where, True, index[key.dev], key.mac, target.nhid or target.dst))
+                case DelFdb(key):
+                    note((key.where, False, index[key.dev], key.mac, None))
+                case DelNeigh(neigh):
+                    note(("neigh", False, index[neigh.dev], neigh.ip, None))
+                case PutAddr(addr) | DelAddr(addr):
+                    note(("addr", isinstance(op, PutAddr), index[addr.dev], addr.ip, addr.prefix))
+                case _:
+                    return  # netlink says by itself who caused the others
+
+
+def _on_devices(ops: list[Op], on: Sequence[str], index: Index, failures: Failures) -> list[Op]:
+    """Leave out ops on devices that do not exist: nothing to delete, nowhere to put."""
+    known: list[Op] = []
+    for op, device in zip(ops, on, strict=True):
+        if device in index:
+            known.append(op)
+        elif not isinstance(op, _DELETES):
+            missing = KernelError("", errno=errno.ENODEV, words=f"device {device} does not exist")
+            failures.append((op, _about(op, missing)))
+    return known
+
+
+def _is_gone(op: Op, error: KernelError) -> bool:
+    """Tell whether a failed delete found nothing to delete. A device that left its bridge took the bridge's
+    rows along, and then answers that it has no such thing."""
+    if not isinstance(op, _DELETES):
+        return False
+    left = isinstance(op, DelFdb) and op.key.where == "master"
+    return error.errno in _GONE or (left and error.errno == errno.EOPNOTSUPP)
+
+
+def _about(op: Op, error: KernelError) -> KernelError:
+    return KernelError(describe(op), error.hint, errno=error.errno, words=error.words)

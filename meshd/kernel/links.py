@@ -1,0 +1,203 @@
+"""Devices: make them, bring them to what they should be, delete them. It decides which requests turn what is
+there into a ``Link``; not which links there should be.
+
+If a later step of making a device fails (linkwrite.py), the device is deleted again: one without alias would
+not be recognised as ours.
+"""
+
+import errno
+import ipaddress
+from collections.abc import Sequence
+
+import msgspec
+
+from meshd.errors import KernelError
+from meshd.kernel import linkdump, linkwrite, netlink
+from meshd.kernel.echoes import Echoes
+from meshd.kernel.linkdump import Seen
+from meshd.plan import names
+from meshd.plan.objects import Link
+
+_UNKNOWN_ATTRIBUTE = (errno.EINVAL, errno.EOPNOTSUPP, errno.ERANGE)
+
+
+def must_remake(want: Link, have: Link) -> str | None:
+    """Say why the kernel cannot turn ``have`` into ``want``, or None if it can."""
+    if want.kind != have.kind:
+        return f"is a {have.kind}, not a {want.kind}"
+    if want.vxlan is None or have.vxlan is None:
+        return None
+    for field in ("vni", "local", "port"):
+        old, new = getattr(have.vxlan, field), getattr(want.vxlan, field)
+        if old != new:
+            show = (lambda ip: ipaddress.ip_address(ip) if ip else "none") if field == "local" else str
+            return f"{field} is {show(old)}, not {show(new)}"
+    return None
+
+
+class Links:
+    """The devices of one namespace, through one request socket."""
+
+    def __init__(self, link: netlink.Netlink, echoes: Echoes) -> None:
+        self._netlink = link
+        self._echoes = echoes
+        # Without IPv6 in the kernel the attribute is refused; every namespace has a loopback device to ask.
+        self._inet6 = self._get(["lo"]).get("lo", _NOTHING).inet6
+
+    def indices(self, wanted: Sequence[str]) -> dict[str, int]:
+        """Return the ifindex of each of these devices that exists."""
+        return {name: seen.ifindex for name, seen in self._get(wanted).items()}
+
+    def ensure(self, links: Sequence[Link]) -> list[KernelError | None]:
+        """Make each device, or bring the existing one to ``link``; in one send, or two when a bridge and its
+        ports are new. Returns per link why it failed, or None."""
+        outcome: list[KernelError | None] = [None] * len(links)
+        bridges = [i for i, link in enumerate(links) if link.master is None]
+        ports = [i for i, link in enumerate(links) if link.master is not None]
+        for turn in (bridges, ports):
+            if turn:
+                self._ensure_turn([links[i] for i in turn], turn, outcome)
+        return outcome
+
+    def create_veth(self, link: Link, peer: str, peer_mac: bytes, peer_mtu: int) -> None:
+        """Make a veth pair, the host's end as ``link`` says. Raises KernelError with nothing left behind."""
+        masters = self._get([link.master] if link.master else [])
+        if link.master and link.master not in masters:
+            raise _gone(link.master)
+        index = masters[link.master].ifindex if link.master else 0
+        messages = linkwrite.create_pair(link, index, peer, peer_mac, peer_mtu, inet6=self._inet6)
+        self._echoes.device(link.name, link)
+        error = self._made(link.name, self._netlink.transact(messages))
+        if error is not None:
+            raise error
+
+    def delete(self, wanted: Sequence[str]) -> list[KernelError | None]:
+        """Delete devices; one that is gone is a success, one without our mark is refused."""
+        found = self._get(wanted)
+        outcome: list[KernelError | None] = [None] * len(wanted)
+        turn: list[int] = []
+        messages: list[bytes] = []
+        for i, name in enumerate(wanted):
+            seen = found.get(name)
+            if seen is None:
+                continue
+            if not marked(seen):
+                outcome[i] = _foreign(name)
+                continue
+            turn.append(i)
+            self._echoes.device(name, None)
+            messages.append(linkwrite.delete(seen.ifindex))
+        for i, error in zip(turn, self._netlink.transact(messages), strict=True):
+            if error is not None and error.errno != errno.ENODEV:
+                outcome[i] = _about(wanted[i], error)
+        return outcome
+
+    def _ensure_turn(
+        self, links: Sequence[Link], places: Sequence[int], outcome: list[KernelError | None]
+    ) -> None:
+        """Do one send's worth of ``ensure``; links[n] reports to outcome[places[n]]."""
+        found = self._get([link.name for link in links] + [link.master for link in links if link.master])
+        messages: list[bytes] = []
+        spans: list[tuple[int, Link, int, bool]] = []  # outcome, link, first message, whether it is new
+        for place, link in zip(places, links, strict=True):
+            seen = found.get(link.name)
+            master = found.get(link.master) if link.master else None
+            error = _objection(link, seen)
+            if link.master and master is None:
+                error = _gone(link.master)
+            if error is not None:
+                outcome[place] = error
+                continue
+            index = master.ifindex if master else 0
+            if seen is not None and _is_right(link, seen, index):
+                continue
+            self._echoes.device(link.name, link)
+            spans.append((place, link, len(messages), seen is None))
+            if seen is None:
+                messages += linkwrite.create(link, index, inet6=self._inet6)
+            else:
+                messages += linkwrite.adjust(link, seen, index, inet6=self._inet6)
+        if not spans:
+            return
+        answers = self._netlink.transact(messages)
+        ends = [first for _, _, first, _ in spans[1:]] + [len(messages)]
+        for (place, link, first, new), end in zip(spans, ends, strict=True):
+            if not new:
+                refused = next((answer for answer in answers[first:end] if answer is not None), None)
+                outcome[place] = None if refused is None else _about(link.name, refused)
+                continue
+            error = self._made(link.name, answers[first:end])
+            if error is not None and link.vxlan is not None and error.errno in _UNKNOWN_ATTRIBUTE:
+                # A kernel before 5.1 may refuse the DF setting; its routes' path MTU then does the job.
+                index = found[link.master].ifindex if link.master else 0
+                again = linkwrite.create(link, index, inet6=self._inet6, df=False)
+                error = self._made(link.name, self._netlink.transact(again))
+            outcome[place] = error
+
+    def _made(self, name: str, answers: Sequence[KernelError | None]) -> KernelError | None:
+        """Judge the answers to *new*, *settle*, *up*; undo a device that is not as it should be."""
+        refused = next((answer for answer in answers if answer is not None), None)
+        if refused is None:
+            return None
+        if answers[0] is None:
+            self._netlink.transact([linkwrite.delete_named(name)])
+        return _about(name, refused)
+
+    def _get(self, wanted: Sequence[str]) -> dict[str, Seen]:
+        """Ask for devices by name; what does not exist is left out."""
+        distinct = list(dict.fromkeys(wanted))
+        found: dict[str, Seen] = {}
+        for name, answer in zip(
+            distinct, self._netlink.get([*map(linkdump.get_request, distinct)]), strict=True
+        ):
+            if isinstance(answer, bytes):
+                found[name] = linkdump.parse(answer, 0, len(answer))
+            elif answer.errno != errno.ENODEV:
+                raise _about(name, answer)
+        return found
+
+
+def marked(seen: Seen) -> bool:
+    """Tell whether a device carries our mark, of whichever cluster."""
+    return seen.alias.startswith(f"{names.MARK}:")
+
+
+def _objection(link: Link, seen: Seen | None) -> KernelError | None:
+    """Say why the device can be neither made nor adjusted, if so."""
+    if seen is None:
+        return _gone(link.name) if link.kind == "veth" else None
+    if not marked(seen):
+        return _foreign(link.name)
+    have = linkdump.to_link(seen, None)
+    why = must_remake(link, have) if have is not None else f"is a {seen.kind or 'device'}, not a {link.kind}"
+    if why is None:
+        return None
+    return KernelError(f"device {link.name} has to be made anew", errno=errno.EEXIST, words=why)
+
+
+def _is_right(link: Link, seen: Seen, master: int) -> bool:
+    """Tell whether a device is as it should be."""
+    have = linkdump.to_link(seen, link.master)
+    if have is not None and link.mac is None:
+        have = msgspec.structs.replace(have, mac=None)
+    return have == link and seen.master == master
+
+
+def _gone(name: str) -> KernelError:
+    return KernelError(f"device {name}", errno=errno.ENODEV, words="does not exist")
+
+
+def _foreign(name: str) -> KernelError:
+    return KernelError(
+        f"device {name} was left alone",
+        "delete or rename it, if nothing else needs it",
+        errno=errno.EEXIST,
+        words="it exists without meshd's mark",
+    )
+
+
+def _about(name: str, error: KernelError) -> KernelError:
+    return KernelError(f"device {name}", error.hint, errno=error.errno, words=error.words)
+
+
+_NOTHING = Seen(0, "", "", "", False, 0, b"", 0, 0, False, False, {}, None)

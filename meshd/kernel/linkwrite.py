@@ -1,0 +1,132 @@
+"""How a ``Link`` is said to the kernel: the requests that make, adjust and delete a device. It must not know
+what is there (links.py asks) nor send anything.
+
+A device comes about in three steps, because the kernel applies only part of the attributes while it creates
+one (net/core/rtnetlink.c, rtnl_newlink_create): *new* (name, kind, MAC, MTU, master), *settle* (our alias, no
+IPv6 link-local address, port flags), *up*, which is last since a device that comes up before it is told not to
+generates an address.
+"""
+
+import ipaddress
+from typing import Any
+
+from meshd.config import VXLAN_TTL
+from meshd.kernel import frames
+from meshd.kernel.codec import link_message
+from meshd.kernel.linkdump import RTM_DELLINK, RTM_NEWLINK, Seen
+from meshd.plan.objects import Link, Port, Vxlan
+
+ADDR_GEN_MODE_NONE = 1
+VXLAN_DF_SET = 1
+
+_Attrs = list[tuple[str, Any]]
+
+
+def create(link: Link, master: int, *, inet6: bool, df: bool = True) -> list[bytes]:
+    """Encode the three steps. ``master``: ifindex or 0; ``inet6``: the kernel has IPv6; ``df``: set the outer
+    don't-fragment bit."""
+    return [_new(link, master, _data(link, df)), *_settle(link, 0, inet6)]
+
+
+def create_pair(
+    link: Link, master: int, peer: str, peer_mac: bytes, peer_mtu: int, *, inet6: bool
+) -> list[bytes]:
+    """Encode the three steps of a veth pair's one end; the other is born in the first, and stays down."""
+    attrs: _Attrs = [("IFLA_IFNAME", peer), ("IFLA_ADDRESS", peer_mac.hex(":")), ("IFLA_MTU", peer_mtu)]
+    return [_new(link, master, [("VETH_INFO_PEER", {"attrs": attrs})]), *_settle(link, 0, inet6)]
+
+
+def adjust(link: Link, seen: Seen, master: int, *, inet6: bool) -> list[bytes]:
+    """Encode what brings an existing device to ``link``. Its master comes first: port flags go to the bridge
+    that it then has."""
+    first: _Attrs = []
+    if seen.master != master:
+        first.append(("IFLA_MASTER", master))
+    if link.mac is not None and seen.mac != link.mac:
+        first.append(("IFLA_ADDRESS", link.mac.hex(":")))
+    messages = [link_message(RTM_NEWLINK, frames.REQUEST, first, index=seen.ifindex)] if first else []
+    return messages + _settle(link, seen.ifindex, inet6)
+
+
+def delete(index: int) -> bytes:
+    """Encode a deletion by ifindex."""
+    return link_message(RTM_DELLINK, frames.REQUEST, [], index=index)
+
+
+def delete_named(name: str) -> bytes:
+    """Encode a deletion by name."""
+    return link_message(RTM_DELLINK, frames.REQUEST, [("IFLA_IFNAME", name)])
+
+
+def _new(link: Link, master: int, data: _Attrs) -> bytes:
+    info: _Attrs = [("IFLA_INFO_KIND", link.kind)]
+    if data:
+        info.append(("IFLA_INFO_DATA", {"attrs": data}))
+    # A bridge whose MTU was never *changed* follows its ports' (net/bridge/br_if.c, br_mtu_auto_adjust);
+    # one that is created a byte off and then set keeps ours.
+    mtu = link.mtu - 1 if link.kind == "bridge" else link.mtu
+    attrs: _Attrs = [("IFLA_IFNAME", link.name), ("IFLA_MTU", mtu), ("IFLA_LINKINFO", {"attrs": info})]
+    if link.mac is not None:
+        attrs.append(("IFLA_ADDRESS", link.mac.hex(":")))
+    if master:
+        attrs.append(("IFLA_MASTER", master))
+    return link_message(RTM_NEWLINK, frames.REQUEST | frames.CREATE | frames.EXCL, attrs)
+
+
+def _settle(link: Link, index: int, inet6: bool) -> list[bytes]:
+    """Encode *settle* and *up*, for the device of that ifindex or, if 0, of that name."""
+    name: _Attrs = [] if index else [("IFLA_IFNAME", link.name)]
+    attrs: _Attrs = [*name, ("IFLA_MTU", link.mtu), ("IFLA_IFALIAS", link.alias)]
+    if inet6:
+        mode: _Attrs = [("IFLA_INET6_ADDR_GEN_MODE", ADDR_GEN_MODE_NONE)]
+        attrs.append(("IFLA_AF_SPEC", {"attrs": [("AF_INET6", {"attrs": mode})]}))
+    info: _Attrs = []
+    if link.kind == "bridge":
+        info += [("IFLA_INFO_KIND", "bridge"), ("IFLA_INFO_DATA", {"attrs": _data(link, df=False)})]
+    if link.port is not None and link.master is not None:
+        info += [
+            ("IFLA_INFO_SLAVE_KIND", "bridge"),
+            ("IFLA_INFO_SLAVE_DATA", {"attrs": _port(link.port)}),
+        ]
+    if info:
+        attrs.append(("IFLA_LINKINFO", {"attrs": info}))
+    return [
+        link_message(RTM_NEWLINK, frames.REQUEST, attrs, index=index),
+        link_message(RTM_NEWLINK, frames.REQUEST, name, index=index, up=link.up),
+    ]
+
+
+def _data(link: Link, df: bool) -> _Attrs:
+    """List a kind's own attributes (design.md, section 7)."""
+    if link.kind == "bridge":
+        return [("IFLA_BR_STP_STATE", 0), ("IFLA_BR_MCAST_SNOOPING", 0)]
+    return [] if link.vxlan is None else _vxlan(link.vxlan, df)
+
+
+def _vxlan(vxlan: Vxlan, df: bool) -> _Attrs:
+    v4 = len(vxlan.local) == 4
+    attrs: _Attrs = [
+        ("IFLA_VXLAN_ID", vxlan.vni),
+        ("IFLA_VXLAN_LOCAL" if v4 else "IFLA_VXLAN_LOCAL6", str(ipaddress.ip_address(vxlan.local))),
+        ("IFLA_VXLAN_PORT", vxlan.port),
+        ("IFLA_VXLAN_TTL", VXLAN_TTL),
+        ("IFLA_VXLAN_LEARNING", 0),
+        ("IFLA_VXLAN_PROXY", 0),
+        ("IFLA_VXLAN_L2MISS", 0),
+        ("IFLA_VXLAN_L3MISS", 0),
+        ("IFLA_VXLAN_UDP_CSUM", 1),
+        ("IFLA_VXLAN_UDP_ZERO_CSUM6_TX", 0),
+    ]
+    if df:
+        attrs.append(("IFLA_VXLAN_DF", VXLAN_DF_SET))
+    return attrs
+
+
+def _port(port: Port) -> _Attrs:
+    return [
+        ("IFLA_BRPORT_LEARNING", int(port.learning)),
+        ("IFLA_BRPORT_UNICAST_FLOOD", int(port.flood)),
+        ("IFLA_BRPORT_MCAST_FLOOD", int(port.mcast_flood)),
+        ("IFLA_BRPORT_BCAST_FLOOD", int(port.bcast_flood)),
+        ("IFLA_BRPORT_NEIGH_SUPPRESS", int(port.neigh_suppress)),
+    ]

@@ -1,0 +1,89 @@
+"""The kernel of one network namespace, as the shell sees it. It ties the parts together and decides nothing.
+
+All methods block (deleting a device takes 20-40 ms): the shell calls them from one worker thread at a time.
+The sockets stay in the namespace in which the object was made, whatever thread uses them.
+"""
+
+from collections.abc import Iterable, Sequence
+from typing import Self
+
+from meshd.errors import KernelError
+from meshd.kernel import actual, netlink, nexthops, underlay
+from meshd.kernel.apply import Applier, Failures
+from meshd.kernel.echoes import Echoes
+from meshd.kernel.links import Links
+from meshd.kernel.nft import Firewall
+from meshd.kernel.underlay import Underlay
+from meshd.kernel.watch import Watch
+from meshd.plan.objects import Dump, Link
+from meshd.plan.ops import Op
+
+
+class Namespace:
+    """``port_id``: the netlink port that the kernel names in notifications of what we caused."""
+
+    def __init__(self) -> None:
+        try:
+            self._netlink = netlink.Netlink()
+        except OSError as error:
+            raise KernelError(
+                "opening a netlink socket", errno=error.errno or 0, words=error.strerror or str(error)
+            ) from None
+        self.port_id = self._netlink.port_id
+        self._echoes = Echoes()
+        self._echoes.port(self.port_id)
+        self._links = Links(self._netlink, self._echoes)
+        self._firewall = Firewall(self._echoes)
+        self._applier = Applier(self._netlink, self._links, self._firewall, self._echoes)
+        self._nexthops: bool | None = None
+
+    def close(self) -> None:
+        """Close the sockets; the kernel keeps what was programmed."""
+        self._netlink.close()
+        self._firewall.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def dump(self, cluster_mark: str, firewall: str = "") -> Dump:
+        """Read what is ours and what is foreign. ``cluster_mark``: names.cluster_mark; ``firewall``: the text
+        that the table should have been set from. Raises KernelError."""
+        return actual.dump(self._netlink, self._firewall, cluster_mark, firewall)
+
+    def apply(self, ops: Sequence[Op]) -> Failures:
+        """Carry out ops in order; return those that failed. Raises KernelError if nothing can be asked."""
+        return self._applier.apply(ops)
+
+    def create_veth(self, link: Link, peer: str, peer_mac: bytes, peer_mtu: int) -> None:
+        """Make a veth pair in this namespace: the host's end as ``link`` says, the other one down, with name,
+        MAC and MTU in bytes. Raises KernelError with nothing left behind."""
+        self._links.create_veth(link, peer, peer_mac, peer_mtu)
+
+    def delete_link(self, name: str) -> None:
+        """Delete a device of ours (of a veth pair, both ends); one that is gone is a success. Raises
+        KernelError."""
+        (error,) = self._links.delete([name])
+        if error is not None:
+            raise error
+
+    def links_exist(self, names: Iterable[str]) -> set[str]:
+        """Return those of ``names`` that are devices in this namespace. Raises KernelError."""
+        return set(self._links.indices([*names]))
+
+    def underlay(self, bind: str | None) -> Underlay:
+        """Find what carries the overlay. Raises ConfigError naming ``bind``, KernelError."""
+        return underlay.read_underlay(self._netlink, bind)
+
+    def supports_fdb_nexthops(self) -> bool:
+        """Tell whether FDB rows can name nexthop groups (>= 5.8); asked of the kernel once."""
+        if self._nexthops is None:
+            self._nexthops = nexthops.supports_fdb_nexthops(self._netlink)
+        return self._nexthops
+
+    def watch(self, *, own: bool = False) -> Watch:
+        """Start to collect events of what others change, or with ``own`` of everything. To be called and used
+        on the loop's thread, which must be in this namespace; one at a time. Raises KernelError."""
+        return Watch(self._echoes, own=own)

@@ -1,0 +1,229 @@
+"""The kernel's own news: an asynchronous stream of what changed in our namespace, and whether we did it. It
+decides which notifications are worth waking for; what to do about them is the reconciler's.
+
+Left out: rows and addresses of devices that are not named like ours (addresses of others stay: the underlay's
+may be among them), neighbours that the kernel learns or ages, a device's own MAC, other firewall tables. A
+link event is passed on only where something changed that plan/objects.py can say.
+"""
+
+import collections
+import errno
+import select
+import socket
+from typing import Literal, Self
+
+import msgspec
+import trio
+
+from meshd.config import EVENTS_PER_READ, NETLINK_RCVBUF_BYTES
+from meshd.errors import KernelError
+from meshd.kernel import addresses, frames, linkdump, netlink, nexthops, nft, rows
+from meshd.kernel.echoes import Echoes
+from meshd.plan import names
+
+What = Literal["link", "fdb", "neighbour", "address", "nexthop", "firewall"]
+
+RTNLGRP_LINK, RTNLGRP_NEIGH, RTNLGRP_IPV4_IFADDR, RTNLGRP_IPV6_IFADDR, RTNLGRP_NEXTHOP = 1, 3, 5, 9, 32
+NFNLGRP_NFTABLES = 7
+_GROUPS = (RTNLGRP_LINK, RTNLGRP_NEIGH, RTNLGRP_IPV4_IFADDR, RTNLGRP_IPV6_IFADDR, RTNLGRP_NEXTHOP)
+_TABLE_NAME = 1  # NFTA_{TABLE_NAME,CHAIN_TABLE,RULE_TABLE,SET_TABLE,SET_ELEM_LIST_TABLE,OBJ_TABLE}
+_RECEIVE_BYTES = 1 << 16
+
+
+class KernelEvent(msgspec.Struct, frozen=True):
+    """Something changed. ``index`` and ``name``: of the device, 0 and "" where there is none; ``gone``: it was
+    deleted; ``mine``: this daemon did it."""
+
+    what: What
+    index: int = 0
+    name: str = ""
+    gone: bool = False
+    mine: bool = False
+
+    @property
+    def overrun(self) -> bool:
+        """Tell it from Overrun."""
+        return False
+
+
+class Overrun(msgspec.Struct, frozen=True):
+    """The kernel dropped events because its buffer was full: anything may have changed."""
+
+    @property
+    def overrun(self) -> bool:
+        """Tell it from KernelEvent."""
+        return True
+
+
+class Watch:
+    """Iterate over it: ``with Watch(echoes) as watch: async for event in watch``. Events queue in the kernel
+    from the moment it is made, in the namespace it is made in. ``own``: pass on own changes as well. Raises
+    KernelError."""
+
+    def __init__(
+        self, echoes: Echoes, *, own: bool = False, receive_bytes: int = NETLINK_RCVBUF_BYTES
+    ) -> None:
+        self._echoes = echoes
+        self._own = own
+        self._queue: collections.deque[KernelEvent | Overrun] = collections.deque()
+        self._sockets: list[socket.socket] = []
+        self._epoll = select.epoll()
+        try:
+            self._join(netlink.NETLINK_ROUTE, _GROUPS, receive_bytes)
+            try:
+                self._join(netlink.NETLINK_NETFILTER, (NFNLGRP_NFTABLES,), receive_bytes)
+            except OSError as error:
+                if error.errno != errno.EPROTONOSUPPORT:
+                    raise
+            self._devices = {seen.ifindex: seen for seen in self._read_devices()}
+        except OSError as error:
+            self.close()
+            raise KernelError(
+                "watching the kernel", errno=error.errno or 0, words=error.strerror or str(error)
+            ) from None
+        except KernelError:
+            self.close()
+            raise
+        self._ours = {index for index, seen in self._devices.items() if names.is_ours(seen.name)}
+        echoes.listens = True
+
+    def _join(self, protocol: int, groups: tuple[int, ...], receive_bytes: int) -> None:
+        sock = netlink.open_socket(protocol, receive_bytes)
+        self._sockets.append(sock)
+        sock.setblocking(False)
+        for group in groups:
+            try:
+                sock.setsockopt(netlink.SOL_NETLINK, netlink.NETLINK_ADD_MEMBERSHIP, group)
+            except OSError:
+                if group != RTNLGRP_NEXTHOP:  # kernel before 5.3
+                    raise
+        self._epoll.register(sock, select.EPOLLIN)
+
+    def _read_devices(self) -> list[linkdump.Seen]:
+        link = netlink.Netlink()
+        try:
+            return linkdump.parse_all(link.dump(linkdump.dump_request()))
+        finally:
+            link.close()
+
+    def close(self) -> None:
+        """Close the sockets."""
+        self._echoes.listens = False
+        self._epoll.close()
+        for sock in self._sockets:
+            sock.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> KernelEvent | Overrun:
+        while not self._queue:
+            await trio.lowlevel.wait_readable(self._epoll.fileno())
+            self._read()
+        return self._queue.popleft()
+
+    def _read(self) -> None:
+        """Take what the sockets have, at most EVENTS_PER_READ messages each."""
+        for sock, parse in zip(self._sockets, (self._rtnetlink, self._nftables), strict=False):
+            for _ in range(EVENTS_PER_READ):
+                try:
+                    chunk = sock.recv(_RECEIVE_BYTES)
+                except BlockingIOError:
+                    break
+                except OSError as error:
+                    if error.errno != errno.ENOBUFS:
+                        raise
+                    self._echoes.forget()
+                    self._queue.append(Overrun())
+                    continue
+                for kind, _, start, end in frames.split(chunk):
+                    event = parse(kind, chunk, start, end)
+                    if event is not None and (self._own or not event.mine):
+                        self._queue.append(event)
+
+    def _rtnetlink(self, kind: int, chunk: bytes, start: int, end: int) -> KernelEvent | None:
+        if kind in (rows.RTM_NEWNEIGH, rows.RTM_DELNEIGH):
+            return self._row(chunk[start:end])
+        mine = self._echoes.is_port(frames.HEADER.unpack_from(chunk, start)[4])
+        if kind in (linkdump.RTM_NEWLINK, linkdump.RTM_DELLINK):
+            return self._link(kind == linkdump.RTM_DELLINK, mine, chunk, start, end)
+        if kind in (nexthops.RTM_NEWNEXTHOP, nexthops.RTM_DELNEXTHOP):
+            return KernelEvent("nexthop", gone=kind == nexthops.RTM_DELNEXTHOP, mine=mine)
+        if kind in (addresses.RTM_NEWADDR, addresses.RTM_DELADDR):
+            address = addresses.parse_event(chunk, start, end)
+            put = kind == addresses.RTM_NEWADDR
+            note = ("addr", put, address.ifindex, address.ip, address.prefix)
+            name = self._name(address.ifindex)
+            mine = self._echoes.take_row(note) or mine or (not put and self._echoes.leaving(name))
+            return KernelEvent("address", address.ifindex, name, not put, mine)
+        return None
+
+    def _row(self, message: bytes) -> KernelEvent | None:
+        row = next(rows.parse(message, self._ours), None)
+        if row is None:
+            return None
+        put = row.kind == rows.RTM_NEWNEIGH
+        fdb = row.family == rows.AF_BRIDGE
+        lasting = row.state & (rows.NUD_NOARP | rows.NUD_PERMANENT) or row.flags & rows.NTF_EXT_LEARNED
+        kernels = (row.mac[:1] and row.mac[0] & 1 and not row.dst) or (
+            row.master and row.state & rows.NUD_PERMANENT and not row.flags & rows.NTF_EXT_LEARNED
+        )
+        # A deleted neighbour has lost its marks by the time it is told of; a deleted FDB row has not.
+        if kernels or not (lasting or (not put and not fdb)):
+            return None
+        if fdb:
+            where, target = ("master" if row.master else "self"), (row.nhid or row.dst) if put else None
+            noted = self._echoes.take_row((where, put, row.ifindex, row.mac, target))
+        else:
+            noted = self._echoes.take_row(("neigh", put, row.ifindex, row.dst or b"", None))
+        name = self._name(row.ifindex)
+        mine = noted or self._echoes.is_port(frames.HEADER.unpack_from(message)[4])
+        mine = mine or (not put and self._echoes.leaving(name))
+        return KernelEvent("fdb" if fdb else "neighbour", row.ifindex, name, not put, mine)
+
+    def _link(self, gone: bool, mine: bool, chunk: bytes, start: int, end: int) -> KernelEvent | None:
+        """Keep the devices up to date; pass on only changes that show."""
+        if chunk[start + frames.HEADER_BYTES] == rows.AF_BRIDGE:
+            index, port = linkdump.parse_port(chunk, start, end)
+            known = self._devices.get(index)
+            if gone or known is None or known.port is None:
+                return None  # a device that joins or leaves a bridge has an event of its own
+            seen = known._replace(port=port)
+        else:
+            seen = linkdump.parse(chunk, start, end)
+        before = self._devices.pop(seen.ifindex, None)
+        self._ours.discard(seen.ifindex)
+        if not gone:
+            self._devices[seen.ifindex] = seen
+            if names.is_ours(seen.name):
+                self._ours.add(seen.ifindex)
+            if before is not None and self._visible(before) == self._visible(seen):
+                return None
+        if seen.name.startswith(names.PEER) and names.is_ours(seen.name):
+            return None  # on its way into a namespace; what matters happens to the other end
+        state = None if gone else linkdump.to_link(seen, self._name(seen.master) or None)
+        noted = self._echoes.take_device(seen.name, state)
+        return KernelEvent("link", seen.ifindex, seen.name, gone, noted or mine)
+
+    def _visible(self, seen: linkdump.Seen) -> object:
+        """What of a device can differ from what is wanted."""
+        plain = (seen.name, seen.up, seen.mtu, seen.mac, seen.master)
+        return plain, linkdump.to_link(seen, self._name(seen.master) or None)
+
+    def _nftables(self, kind: int, chunk: bytes, start: int, end: int) -> KernelEvent | None:
+        if kind >> 8 != nft.SUBSYSTEM or kind & 0xFF == nft.NFT_MSG_NEWGEN:
+            return None
+        table = frames.attributes(chunk, start + frames.HEADER_BYTES + 4, end).get(_TABLE_NAME, b"")
+        if table.rstrip(b"\0") != nft.TABLE.encode():
+            return None
+        return KernelEvent("firewall", mine=self._echoes.is_port(frames.HEADER.unpack_from(chunk, start)[4]))
+
+    def _name(self, index: int) -> str:
+        seen = self._devices.get(index)
+        return seen.name if seen else ""

@@ -1,0 +1,1 @@
+"""State -> desired kernel, and its difference from the actual one. Without I/O."""

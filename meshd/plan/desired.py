@@ -1,0 +1,161 @@
+"""What this host's kernel should hold, as a pure function of a View. Must not know what the kernel holds, nor
+when or in what order anything is written.
+
+An overlay is programmed only where it has a local endpoint, a ``bridge`` network always. Rows of a failed host
+stay until its endpoint's record is released or names another host: see view.py. An internal network's bridge
+carries no gateway address: with one, its endpoints would reach this host and, by the weak host model, every
+address of it; without one there is nothing to route to, and the firewall drops what is sent anyway.
+"""
+
+import ipaddress
+from collections.abc import Iterable, Mapping
+
+from meshd import config
+from meshd.model import Endpoint, EndpointId, HostId, Network, NetworkId
+from meshd.plan import firewall, names
+from meshd.plan.objects import Addr, FdbKey, FdbTarget, Finding, Kernel, Link, Port, Vxlan
+from meshd.plan.part import Part, add_local, add_remotes
+from meshd.plan.view import View
+
+BRIDGED_DRIVERS = ("overlay", "bridge")
+"""Drivers that have a bridge of ours; the others need nothing programmed here."""
+
+VXLAN_PORT = Port(learning=False, flood=False, mcast_flood=False, bcast_flood=False, neigh_suppress=True)
+"""Nothing unknown leaves the host, and ARP and ND are answered from the rows: zero ARP on the wire."""
+
+CONTAINER_PORT = Port()
+
+WHY_NETWORK_UNKNOWN = "network unknown yet: its record has not arrived; what is there stays"
+WHY_ME_UNKNOWN = "this host's own VXLAN address is not known yet; what is there stays"
+
+
+def desired(view: View) -> Kernel:
+    """Return all that should be ours in this host's kernel."""
+    return merged(view, desired_parts(view))
+
+
+def desired_parts(view: View) -> dict[NetworkId, Part]:
+    """Return every network's share; networks that only endpoints name included."""
+    ids = names.nexthop_ids(view.hosts)
+    members: dict[NetworkId, list[EndpointId]] = {network: [] for network in view.networks}
+    for id_, endpoint in view.endpoints.items():
+        members.setdefault(endpoint.network, []).append(id_)
+    return {network: network_part(view, network, ids, of) for network, of in members.items()}
+
+
+def desired_network(view: View, network_id: NetworkId) -> Kernel:
+    """Return what should be there for one network, the nexthops that its rows use included."""
+    return network_part(view, network_id, names.nexthop_ids(view.hosts), members_of(view, network_id)).kernel
+
+
+def members_of(view: View, network_id: NetworkId) -> list[EndpointId]:
+    """List a network's endpoints, all hosts'."""
+    return [id_ for id_, endpoint in view.endpoints.items() if endpoint.network == network_id]
+
+
+def merged(view: View, parts: Mapping[NetworkId, Part]) -> Kernel:
+    """Join the networks' shares and add the firewall."""
+    whole = Kernel(firewall=firewall_text(view, parts))
+    for part in parts.values():
+        whole.links.update(part.kernel.links)
+        whole.addrs.update(part.kernel.addrs)
+        whole.nexthops.update(part.kernel.nexthops)
+        whole.fdb.update(part.kernel.fdb)
+        whole.neigh.update(part.kernel.neigh)
+    return whole
+
+
+def firewall_text(view: View, parts: Mapping[NetworkId, Part]) -> str:
+    """Render the table for the networks that have a bridge here."""
+    fences = [
+        firewall.Fence(
+            bridge=bridge_name(network_id, network),
+            subnets=tuple(subnet.cidr for subnet in network.subnets),
+            internal=network.internal,
+        )
+        for network_id, part in parts.items()
+        if part.kernel.links and (network := view.networks.get(network_id)) is not None
+    ]
+    return firewall.render(fences, gossip_port=view.gossip_port, vxlan_port=view.vxlan_port)
+
+
+def bridge_name(network_id: NetworkId, network: Network) -> str:
+    """Name the network's bridge."""
+    return names.overlay_bridge(network_id) if network.driver == "overlay" else names.bridge(network_id)
+
+
+def network_mtu(view: View, network: Network) -> int:
+    """Return bytes for every device of the network: its own, or what the underlay leaves room for."""
+    me = view.hosts.get(view.me)
+    if network.mtu or network.driver != "overlay" or me is None or not me.underlay_mtu:
+        return network.mtu or config.MTU_DEFAULT
+    return me.underlay_mtu - (config.VXLAN_OVERHEAD_V4 if len(me.vtep) == 4 else config.VXLAN_OVERHEAD_V6)
+
+
+def network_part(
+    view: View, network_id: NetworkId, ids: Mapping[HostId, int], members: Iterable[EndpointId]
+) -> Part:
+    """Work out one network's share. ``ids``: names.nexthop_ids; ``members``: its endpoints' ids, all hosts'."""
+    part = Part(network_id)
+    network = view.networks.get(network_id)
+    ordered = sorted(members)  # where two claim one address, the choice must not depend on arrival
+    local = [id_ for id_ in ordered if view.endpoints[id_].host == view.me]
+    if network is None:
+        return _unknown(network_id, WHY_NETWORK_UNKNOWN) if local else part
+    overlay = network.driver == "overlay"
+    if network.driver not in BRIDGED_DRIVERS or (overlay and not local):
+        return part
+    if overlay and view.me not in view.hosts:
+        return _unknown(network_id, WHY_ME_UNKNOWN)
+    _devices(part.kernel, view, network_id, network)
+    for id_ in local:
+        add_local(part, id_, view.endpoints[id_])
+        _host_end(part.kernel, view, id_, view.endpoints[id_], network)
+    if overlay:
+        away = ((id_, view.endpoints[id_]) for id_ in ordered if id_ not in part.local)
+        add_remotes(part, view, away, ids)
+    return part
+
+
+def _unknown(network_id: NetworkId, why: str) -> Part:
+    finding = Finding("network", f"network {network_id.hex()}", why)
+    return Part(network_id, omitted={network_id: finding}, unknown=True)
+
+
+def _devices(kernel: Kernel, view: View, network_id: NetworkId, network: Network) -> None:
+    """Bridge, its gateway addresses and, for an overlay, the VXLAN device."""
+    alias, mtu = names.alias(view.cluster, network_id), network_mtu(view, network)
+    bridge = bridge_name(network_id, network)
+    kernel.links[bridge] = Link(bridge, "bridge", alias, mtu, mac=names.gateway_mac(network_id))
+    for subnet in network.subnets:
+        if subnet.gateway and not network.internal:
+            prefix = ipaddress.ip_network(subnet.cidr).prefixlen
+            kernel.addrs.add(Addr(bridge, ipaddress.ip_address(subnet.gateway).packed, prefix))
+    if network.driver == "overlay":
+        name = names.vxlan(network_id)
+        kernel.links[name] = Link(
+            name,
+            "vxlan",
+            alias,
+            mtu,
+            mac=names.vtep_mac(network_id, view.me),
+            master=bridge,
+            port=VXLAN_PORT,
+            vxlan=Vxlan(network.vni, view.hosts[view.me].vtep, view.vxlan_port),
+        )
+
+
+def _host_end(kernel: Kernel, view: View, id_: EndpointId, endpoint: Endpoint, network: Network) -> None:
+    """Host end of the veth pair and its static row, without which a third container sees the frames."""
+    attachment = view.attachments.get(id_)
+    if attachment is None:
+        return  # attached by an earlier boot and about to be released: there is no link to speak of
+    kernel.links[attachment.host_if] = Link(
+        attachment.host_if,
+        "veth",
+        names.alias(view.cluster, endpoint.network),
+        network_mtu(view, network),
+        master=bridge_name(endpoint.network, network),
+        port=CONTAINER_PORT,
+    )
+    kernel.fdb[FdbKey(attachment.host_if, endpoint.mac, "master")] = FdbTarget(local=True)

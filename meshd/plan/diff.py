@@ -1,0 +1,277 @@
+"""What must be done so that the kernel holds what is desired, and in which order.
+
+Decides the order (a row never before what it points to; neighbours last, so that ARP is answered only once the
+frame has somewhere to go; deletions in reverse, after everything else), which device can be adjusted and which
+must be made anew, and what the kernel throws away by itself with a device. Must not know why something is
+desired, nor carry anything out.
+"""
+
+from collections.abc import Iterator, Mapping
+
+import msgspec
+
+from meshd.model import text_ip, text_mac
+from meshd.plan import kernels, wording
+from meshd.plan.objects import Dump, FdbKey, Finding, Kernel, Link
+from meshd.plan.ops import (
+    DelAddr,
+    DelFdb,
+    DelLink,
+    DelNeigh,
+    DelNexthop,
+    Op,
+    PutAddr,
+    PutFdb,
+    PutLink,
+    PutNeigh,
+    PutNexthop,
+    RemakeLink,
+    SetFirewall,
+)
+from meshd.plan.wording import Named
+
+LINK_ORDER = {"bridge": 0, "vxlan": 1, "veth": 2}
+"""A bridge before what is put on it."""
+
+REMADE_FIELDS = ("kind", "vxlan")
+"""Link fields that the kernel cannot change on a device that exists. All others are adjusted in place."""
+
+ADJUSTED_FIELDS = ("alias", "mtu", "mac", "master", "port", "up")
+
+MAC_BYTES = 6
+
+WHY_ABSENT = "not in the kernel"
+WHY_NO_VETH = "gone: its namespace ended or somebody deleted it; released unless it comes back"
+WHY_STALE = "no record explains it"
+
+
+def link_differences(want: Link, have: Link) -> dict[str, str]:
+    """Say field by field how a device differs; empty when it does not. None in ``want`` is not compared."""
+    differences = {}
+    for field in (*REMADE_FIELDS, *ADJUSTED_FIELDS):
+        desired, found = getattr(want, field), getattr(have, field)
+        optional = field in ("mac", "port") and desired is None
+        if desired != found and not optional:
+            differences[field] = _difference(field, found, desired)
+    return differences
+
+
+def diff(desired: Kernel, actual: Kernel, *, deletions: bool, gone: Kernel | None = None) -> list[Op]:
+    """Return what makes ``actual`` into ``desired``. Equal kernels give nothing.
+
+    ``deletions`` False: what is not desired stays, but for what is in ``gone`` (compared by key): what a record
+    of this host's own explained until it was removed. A wanted veth that is not there is not made, and its rows
+    wait for it: see objects.Link.
+    """
+    loss = _Loss(desired, actual)
+    ops = [*_links(desired, actual), *_additions(desired, actual, loss)]
+    if deletions:
+        ops += _deletions(desired, actual, actual, loss)
+    elif gone is not None:
+        ops += _deletions(desired, actual, kernels.overlap(actual, gone), loss)
+    return ops
+
+
+class _Loss:
+    """Which rows the kernel drops by itself when the links are put right, and which cannot be written."""
+
+    def __init__(self, desired: Kernel, actual: Kernel) -> None:
+        self.remade: set[str] = set()
+        self.moved: set[str] = set()  # leaves its bridge, and its rows there
+        self.renumbered: set[str] = set()  # a new MAC flushes the device's neighbours (neigh_changeaddr)
+        self.absent: set[str] = set()
+        for name, want in desired.links.items():
+            have = actual.links.get(name)
+            if want.kind == "veth" and (have is None or have.kind != "veth"):
+                self.absent.add(name)
+            elif have is not None:
+                differences = link_differences(want, have)
+                if differences.keys() & set(REMADE_FIELDS):
+                    self.remade.add(name)
+                if "mac" in differences:
+                    self.renumbered.add(name)
+                if "master" in differences:
+                    self.moved.add(name)
+        for name, have in actual.links.items():
+            if have.master in self.remade:
+                self.moved.add(name)
+
+    def fdb(self, key: FdbKey) -> bool:
+        return key.dev in self.remade or (key.where == "master" and key.dev in self.moved)
+
+    def neigh(self, dev: str) -> bool:
+        return dev in self.remade or dev in self.renumbered
+
+
+def _links(desired: Kernel, actual: Kernel) -> Iterator[Op]:
+    remade: set[str] = set()
+    for want in sorted(desired.links.values(), key=lambda link: (LINK_ORDER[link.kind], link.name)):
+        have = actual.links.get(want.name)
+        if have is None:
+            if want.kind != "veth":
+                yield PutLink(want)
+            continue
+        differences = link_differences(want, have)
+        fixed = [differences[field] for field in REMADE_FIELDS if field in differences]
+        if fixed and want.kind == "veth":
+            continue  # only its endpoint's attach can make one
+        if fixed:
+            remade.add(want.name)
+            yield RemakeLink(want, "; ".join(fixed))
+        elif differences or have.master in remade:
+            yield PutLink(want)
+
+
+def _additions(desired: Kernel, actual: Kernel, loss: _Loss) -> Iterator[Op]:
+    for addr in sorted(desired.addrs):
+        if addr not in actual.addrs or addr.dev in loss.remade:
+            yield PutAddr(addr)
+    for grouped in (False, True):
+        for id_, nexthop in desired.nexthops.items():
+            if bool(nexthop.group) is grouped and actual.nexthops.get(id_) != nexthop:
+                yield PutNexthop(nexthop)
+    for where in ("self", "master"):
+        for key, target in desired.fdb.items():
+            if key.where != where or key.dev in loss.absent:
+                continue
+            have = None if loss.fdb(key) else actual.fdb.get(key)
+            if have == target:
+                continue
+            if have is not None and (have.nhid is None) is not (target.nhid is None):
+                yield DelFdb(key)  # vxlan_fdb_update_existing refuses to turn one sort into the other
+            yield PutFdb(key, target)
+    for row, mac in desired.neigh.items():
+        if actual.neigh.get(row) != mac or loss.neigh(row.dev):
+            yield PutNeigh(row, mac)
+    if desired.firewall and desired.firewall != actual.firewall:
+        yield SetFirewall(desired.firewall)
+
+
+def _deletions(desired: Kernel, actual: Kernel, doomed: Kernel, loss: _Loss) -> Iterator[Op]:
+    """Delete what is in ``doomed`` and not desired. A device takes its rows with it: those are not named."""
+    links = [link for name, link in doomed.links.items() if name not in desired.links]
+    going = {link.name for link in links}
+    leaving = going | {link.name for link in actual.links.values() if link.master in going}
+    if doomed.firewall and not desired.firewall:
+        yield SetFirewall("")
+    for row in doomed.neigh:
+        if row not in desired.neigh and row.dev not in going and not loss.neigh(row.dev):
+            yield DelNeigh(row)
+    deleted: set[FdbKey] = set()
+    for where in ("master", "self"):
+        for key in doomed.fdb:
+            if key.where == where and key not in desired.fdb:
+                deleted.add(key)
+                if key.dev not in (leaving if where == "master" else going) and not loss.fdb(key):
+                    yield DelFdb(key)
+    yield from _nexthop_deletions(desired, actual, doomed, deleted, going)
+    for addr in sorted(doomed.addrs - desired.addrs):
+        if addr.dev not in going and addr.dev not in loss.remade:
+            yield DelAddr(addr)
+    for link in sorted(links, key=lambda link: (-LINK_ORDER[link.kind], link.name)):
+        yield DelLink(link.name)
+
+
+def _nexthop_deletions(
+    desired: Kernel, actual: Kernel, doomed: Kernel, deleted: set[FdbKey], going: set[str]
+) -> Iterator[Op]:
+    """Groups, then nexthops; none that a row which stays still uses, since the kernel would drop the row."""
+    ids = [id_ for id_ in doomed.nexthops if id_ not in desired.nexthops]
+    if not ids:
+        return
+    used = {target.nhid for target in desired.fdb.values()}
+    for key, target in actual.fdb.items():
+        if key not in desired.fdb and key not in deleted and key.dev not in going:
+            used.add(target.nhid)
+    for id_, nexthop in actual.nexthops.items():
+        if id_ in used or id_ not in ids:
+            used.update(desired.nexthops.get(id_, nexthop).group)
+    for grouped in (True, False):
+        for id_ in ids:
+            if id_ not in used and bool(actual.nexthops[id_].group) is grouped:
+                yield DelNexthop(id_)
+
+
+def findings(
+    desired: Kernel, dump: Dump, refused: Mapping[Named, str] | None = None
+) -> dict[str, list[Finding]]:
+    """Compare for people: ``missing`` (absent or different), ``stale`` (ours and not desired), ``foreign``.
+
+    ``refused``: the kernel's words for what it would not do, by wording.of(op).
+    """
+    actual, refused = dump.ours, refused or {}
+    missing = [
+        Finding(*named, f"{why}; the kernel refused: {refused[named]}" if named in refused else why)
+        for named, why in _missing(desired, actual)
+    ]
+    stale = [
+        Finding(*named, f"{why}; the kernel refused: {refused[named]}" if named in refused else why)
+        for named, why in _stale(desired, actual)
+    ]
+    return {"missing": missing, "stale": stale, "foreign": list(dump.foreign)}
+
+
+def _missing(desired: Kernel, actual: Kernel) -> Iterator[tuple[Named, str]]:
+    for name, want in desired.links.items():
+        have = actual.links.get(name)
+        if have is None:
+            yield wording.link(name), WHY_NO_VETH if want.kind == "veth" else WHY_ABSENT
+        elif differences := link_differences(want, have):
+            yield wording.link(name), "; ".join(differences.values())
+    for addr in sorted(desired.addrs - actual.addrs):
+        yield wording.addr(addr), WHY_ABSENT
+    for id_, nexthop in desired.nexthops.items():
+        found = actual.nexthops.get(id_)
+        if found != nexthop:
+            says = wording.nexthop_says
+            yield wording.nexthop(id_), WHY_ABSENT if found is None else _is_not(says(found), says(nexthop))
+    for key, target in desired.fdb.items():
+        row = actual.fdb.get(key)
+        if row != target:
+            fdb = wording.fdb_says
+            yield wording.fdb(key), WHY_ABSENT if row is None else _is_not(fdb(row), fdb(target))
+    for neighbour, mac in desired.neigh.items():
+        lladdr = actual.neigh.get(neighbour)
+        if lladdr != mac:
+            why = WHY_ABSENT if lladdr is None else _is_not(text_mac(lladdr), text_mac(mac))
+            yield wording.neigh(neighbour), why
+    if desired.firewall and desired.firewall != actual.firewall:
+        yield wording.FIREWALL, "differs from what it should say" if actual.firewall else WHY_ABSENT
+
+
+def _stale(desired: Kernel, actual: Kernel) -> Iterator[tuple[Named, str]]:
+    for name in actual.links.keys() - desired.links.keys():
+        yield wording.link(name), WHY_STALE
+    for addr in sorted(actual.addrs - desired.addrs):
+        yield wording.addr(addr), WHY_STALE
+    for id_ in actual.nexthops.keys() - desired.nexthops.keys():
+        yield wording.nexthop(id_), WHY_STALE
+    for key in actual.fdb.keys() - desired.fdb.keys():
+        yield wording.fdb(key), f"{WHY_STALE}: {wording.fdb_says(actual.fdb[key])}"
+    for row in actual.neigh.keys() - desired.neigh.keys():
+        yield wording.neigh(row), f"{WHY_STALE}: lladdr {text_mac(actual.neigh[row])}"
+    if actual.firewall and not desired.firewall:
+        yield wording.FIREWALL, WHY_STALE
+
+
+def _is_not(found: str, desired: str) -> str:
+    return f"is {found}, should be {desired}"
+
+
+def _difference(field: str, found: object, desired: object) -> str:
+    """Say how a field differs; of a struct only the fields within that do."""
+    if isinstance(found, msgspec.Struct) and isinstance(desired, msgspec.Struct):
+        inner = desired.__struct_fields__
+        pairs = [(name, getattr(found, name), getattr(desired, name)) for name in inner]
+        return "; ".join(_difference(*pair) for pair in pairs if pair[1] != pair[2])
+    return f"{field} {_is_not(_show(found), _show(desired))}"
+
+
+def _show(value: object) -> str:
+    if isinstance(value, bytes):
+        return text_mac(value) if len(value) == MAC_BYTES else text_ip(value)
+    if isinstance(value, bool):
+        return "on" if value else "off"
+    if isinstance(value, msgspec.Struct):
+        return "set"
+    return "none" if value is None else str(value)

@@ -1,0 +1,142 @@
+"""Arithmetic on Kernel values: union, overlap, what one op does. Decides nothing about what is wanted."""
+
+from meshd.model import NetworkId
+from meshd.plan import names
+from meshd.plan.objects import Kernel
+from meshd.plan.ops import (
+    DelAddr,
+    DelFdb,
+    DelLink,
+    DelNeigh,
+    DelNexthop,
+    Op,
+    PutAddr,
+    PutFdb,
+    PutLink,
+    PutNeigh,
+    PutNexthop,
+    RemakeLink,
+    SetFirewall,
+)
+
+
+def join(into: Kernel, more: Kernel) -> None:
+    """Add ``more`` to ``into``, which is changed; the firewall is left as it is."""
+    into.links.update(more.links)
+    into.addrs.update(more.addrs)
+    into.nexthops.update(more.nexthops)
+    into.fdb.update(more.fdb)
+    into.neigh.update(more.neigh)
+
+
+def overlap(kernel: Kernel, chosen: Kernel) -> Kernel:
+    """Return what of ``kernel`` has a key in ``chosen``, firewall included."""
+    return Kernel(
+        links={key: kernel.links[key] for key in chosen.links if key in kernel.links},
+        addrs=kernel.addrs & chosen.addrs,
+        nexthops={key: kernel.nexthops[key] for key in chosen.nexthops if key in kernel.nexthops},
+        fdb={key: kernel.fdb[key] for key in chosen.fdb if key in kernel.fdb},
+        neigh={key: kernel.neigh[key] for key in chosen.neigh if key in kernel.neigh},
+        firewall=kernel.firewall if chosen.firewall else "",
+    )
+
+
+def subtract(from_: Kernel, keys: Kernel) -> None:
+    """Take everything that has a key in ``keys`` out of ``from_``, which is changed."""
+    for name in from_.links.keys() & keys.links.keys():
+        del from_.links[name]
+    from_.addrs -= keys.addrs
+    for id_ in from_.nexthops.keys() & keys.nexthops.keys():
+        del from_.nexthops[id_]
+    for row in from_.fdb.keys() & keys.fdb.keys():
+        del from_.fdb[row]
+    for key in from_.neigh.keys() & keys.neigh.keys():
+        del from_.neigh[key]
+
+
+def excess(kernel: Kernel, wanted: Kernel) -> int:
+    """Count what ``kernel`` has and ``wanted`` has not."""
+    return (
+        len(kernel.links.keys() - wanted.links.keys())
+        + len(kernel.addrs - wanted.addrs)
+        + len(kernel.nexthops.keys() - wanted.nexthops.keys())
+        + len(kernel.fdb.keys() - wanted.fdb.keys())
+        + len(kernel.neigh.keys() - wanted.neigh.keys())
+        + bool(kernel.firewall and not wanted.firewall)
+    )
+
+
+def of_network(kernel: Kernel, mark: str, network_id: NetworkId) -> Kernel:
+    """Return the devices whose alias names the network, all that is on them, and the nexthops their rows use."""
+    alias = names.alias(mark, network_id)
+    links = {name: link for name, link in kernel.links.items() if link.alias == alias}
+    fdb = {key: target for key, target in kernel.fdb.items() if key.dev in links}
+    groups = {target.nhid for target in fdb.values()}
+    members = {
+        member for id_, nexthop in kernel.nexthops.items() if id_ in groups for member in nexthop.group
+    }
+    return Kernel(
+        links=links,
+        addrs={addr for addr in kernel.addrs if addr.dev in links},
+        nexthops={id_: value for id_, value in kernel.nexthops.items() if id_ in groups or id_ in members},
+        fdb=fdb,
+        neigh={key: mac for key, mac in kernel.neigh.items() if key.dev in links},
+    )
+
+
+def device(op: Op) -> str:
+    """Return the device that an op is about, or ""."""
+    match op:
+        case PutLink() | RemakeLink():
+            return op.link.name
+        case DelLink():
+            return op.name
+        case PutAddr() | DelAddr():
+            return op.addr.dev
+        case PutFdb() | DelFdb() | PutNeigh() | DelNeigh():
+            return op.key.dev
+        case PutNexthop() | DelNexthop() | SetFirewall():
+            return ""
+
+
+def carry_out(kernel: Kernel, op: Op) -> None:
+    """Do to ``kernel`` what the op does to the real one."""
+    match op:
+        case PutLink():
+            kernel.links[op.link.name] = op.link
+        case RemakeLink():
+            _drop_device(kernel, op.link.name)
+            kernel.links[op.link.name] = op.link
+        case DelLink():
+            _drop_device(kernel, op.name)
+        case PutAddr():
+            kernel.addrs.add(op.addr)
+        case DelAddr():
+            kernel.addrs.discard(op.addr)
+        case PutNexthop():
+            kernel.nexthops[op.nexthop.id] = op.nexthop
+        case DelNexthop():
+            kernel.nexthops.pop(op.id, None)
+        case PutFdb():
+            kernel.fdb[op.key] = op.target
+        case DelFdb():
+            kernel.fdb.pop(op.key, None)
+        case PutNeigh():
+            kernel.neigh[op.key] = op.mac
+        case DelNeigh():
+            kernel.neigh.pop(op.key, None)
+        case SetFirewall():
+            kernel.firewall = op.text
+
+
+def _drop_device(kernel: Kernel, name: str) -> None:
+    """A device takes all that is on it along; a bridge also the rows of its ports."""
+    ports = {port for port, link in kernel.links.items() if link.master == name}
+    kernel.links.pop(name, None)
+    kernel.addrs -= {addr for addr in kernel.addrs if addr.dev == name}
+    kernel.fdb = {
+        key: target
+        for key, target in kernel.fdb.items()
+        if key.dev != name and not (key.where == "master" and key.dev in ports)
+    }
+    kernel.neigh = {key: mac for key, mac in kernel.neigh.items() if key.dev != name}

@@ -1,0 +1,119 @@
+"""What kernel objects are called: device names, MACs, the ownership mark and nexthop ids.
+
+Everything here follows from ids alone, so that two daemons, or one before and after a restart, name the same
+thing the same way and find it again. It must not know what is programmed, nor read any state.
+"""
+
+import functools
+import hashlib
+from collections.abc import Iterable
+
+from meshd.config import NEXTHOP_BASE
+from meshd.model import EndpointId, HostId, NetworkId
+
+MARK = "meshd"
+NAME_HEX = 8
+"""Hex digits of an id in a device name: IFNAMSIZ leaves 15 characters, people leave fewer."""
+
+OVERLAY_BRIDGE, VXLAN, BRIDGE, VETH, PEER = "mo", "mv", "mb", "mh", "mp"
+PREFIXES = (OVERLAY_BRIDGE, VXLAN, BRIDGE, VETH, PEER)
+NEXTHOP_SLOTS = 1 << 23
+GROUP_OFFSET = NEXTHOP_SLOTS
+"""A host's group id is its nexthop id plus this: base + [0, 2**23) are nexthops, the next 2**23 groups."""
+
+
+def overlay_bridge(network: NetworkId) -> str:
+    """Name the bridge of an overlay network."""
+    return OVERLAY_BRIDGE + network.hex()[:NAME_HEX]
+
+
+def vxlan(network: NetworkId) -> str:
+    """Name the VXLAN device of an overlay network."""
+    return VXLAN + network.hex()[:NAME_HEX]
+
+
+def bridge(network: NetworkId) -> str:
+    """Name the bridge of a ``bridge`` network."""
+    return BRIDGE + network.hex()[:NAME_HEX]
+
+
+def veth(endpoint: EndpointId) -> str:
+    """Name the end of an endpoint's veth pair that stays in the host's namespace."""
+    return VETH + endpoint.hex()[:NAME_HEX]
+
+
+def peer(endpoint: EndpointId) -> str:
+    """Name the end of an endpoint's veth pair that the caller moves away, until it is renamed there."""
+    return PEER + endpoint.hex()[:NAME_HEX]
+
+
+def is_ours(name: str) -> bool:
+    """Tell whether a device is named as ours are; only the alias proves that it is ours."""
+    hex_part = name[2:]
+    return name.startswith(PREFIXES) and len(hex_part) == NAME_HEX and not hex_part.strip("0123456789abcdef")
+
+
+def _local_mac(seed: bytes) -> bytes:
+    """Make a locally administered unicast MAC, 02 + 40 bits of BLAKE2b: never derived from an address, since
+    an address is used again and a MAC must not be (moby #52661)."""
+    return b"\x02" + hashlib.blake2b(seed, digest_size=5).digest()
+
+
+def endpoint_mac(endpoint: EndpointId) -> bytes:
+    """Return the 6-byte MAC of an endpoint that asked for none."""
+    return _local_mac(endpoint)
+
+
+def gateway_mac(network: NetworkId) -> bytes:
+    """Return the 6-byte MAC of a network's bridge, the same on every host: an endpoint that moves keeps its
+    gateway's neighbour entry."""
+    return _local_mac(b"gateway" + network)
+
+
+def vtep_mac(network: NetworkId, host: HostId) -> bytes:
+    """Return the 6-byte MAC of a host's VXLAN device in a network."""
+    return _local_mac(b"vtep" + network + host)
+
+
+def cluster_mark(cluster: bytes) -> str:
+    """Return the 8 hex digits that stand for a cluster in every mark."""
+    return cluster.hex()[:NAME_HEX]
+
+
+def alias(mark: str, network: NetworkId) -> str:
+    """Return the IFLA_IFALIAS of every device of ours. ``mark``: ``cluster_mark``'s."""
+    return f"{MARK}:{mark}:{network.hex()}"
+
+
+def alias_network(text: str, mark: str) -> NetworkId | None:
+    """Return the network that an alias names, or None if it is not this cluster's mark."""
+    head = f"{MARK}:{mark}:"
+    if not text.startswith(head):
+        return None
+    try:
+        return bytes.fromhex(text[len(head) :])
+    except ValueError:
+        return None
+
+
+@functools.lru_cache(maxsize=1 << 16)
+def _slot(host: HostId) -> int:
+    return int.from_bytes(hashlib.blake2b(host, digest_size=4).digest(), "big") % NEXTHOP_SLOTS
+
+
+def nexthop_ids(hosts: Iterable[HostId]) -> dict[HostId, int]:
+    """Assign each host the id of its FDB nexthop; its group's is that plus GROUP_OFFSET.
+
+    NEXTHOP_BASE + 23 bits of a hash of the host's id. Where two fall on one slot (6 % of clusters of 1,000
+    hosts have such a pair) the higher host id takes the next free one, so the result depends on the set of
+    hosts and not on the order in which they were heard of.
+    """
+    taken: dict[int, HostId] = {}
+    ids: dict[HostId, int] = {}
+    for host in sorted(hosts):
+        slot = _slot(host)
+        while slot in taken:
+            slot = (slot + 1) % NEXTHOP_SLOTS
+        taken[slot] = host
+        ids[host] = NEXTHOP_BASE + slot
+    return ids

@@ -1,0 +1,119 @@
+"""The kernel objects that meshd programs, as values. Desired state (plan/desired.py) and what a dump found
+(kernel/actual.py) are both a ``Kernel``; their difference (plan/diff.py) is what the reconciler applies.
+
+Devices are named, not numbered: names are stable, an ifindex is the kernel's business.
+"""
+
+from typing import Literal
+
+import msgspec
+
+Where = Literal["self", "master"]
+"""An FDB row is the VXLAN device's own (``self``: MAC -> VTEP) or the bridge's (``master``: MAC -> port)."""
+
+
+class Port(msgspec.Struct, frozen=True):
+    """Bridge port flags (IFLA_BRPORT_*). Defaults are a container's port."""
+
+    learning: bool = False
+    flood: bool = False
+    mcast_flood: bool = True
+    bcast_flood: bool = True
+    neigh_suppress: bool = False
+
+
+class Vxlan(msgspec.Struct, frozen=True):
+    """What identifies a VXLAN device: changing any of it means making the device anew. ``local`` is packed."""
+
+    vni: int
+    local: bytes
+    port: int
+
+
+class Link(msgspec.Struct, frozen=True):
+    """A device. ``mac`` 6 bytes or None (not compared); ``alias`` carries our mark.
+
+    A ``veth`` is a local endpoint's host end: it is adjusted but never made here, since its peer is gone
+    with it; a missing one is a finding, not something to create.
+    """
+
+    name: str
+    kind: Literal["bridge", "vxlan", "veth"]
+    alias: str
+    mtu: int
+    mac: bytes | None = None
+    master: str | None = None
+    port: Port | None = None
+    vxlan: Vxlan | None = None
+    up: bool = True
+
+
+class Addr(msgspec.Struct, frozen=True, order=True):
+    """An address on one of our bridges. ``ip`` packed, ``prefix`` bits."""
+
+    dev: str
+    ip: bytes
+    prefix: int
+
+
+class Nexthop(msgspec.Struct, frozen=True):
+    """An FDB nexthop (``via``: packed VTEP address) or a group of them (``group``: ids). Kernel >= 5.8."""
+
+    id: int
+    via: bytes | None = None
+    group: tuple[int, ...] = ()
+
+
+class FdbKey(msgspec.Struct, frozen=True, order=True):
+    """What an FDB row is filed under."""
+
+    dev: str
+    mac: bytes
+    where: Where
+
+
+class FdbTarget(msgspec.Struct, frozen=True):
+    """Where an FDB row points: a nexthop group, or a packed VTEP address, or (master rows) just the device.
+
+    ``local`` marks a row for a local endpoint: static (NUD_NOARP), not extern_learn; PERMANENT would make the MAC
+    the bridge's own.
+    """
+
+    nhid: int | None = None
+    dst: bytes | None = None
+    local: bool = False
+
+
+class NeighKey(msgspec.Struct, frozen=True, order=True):
+    """A neighbour on a bridge: what neigh_suppress answers ARP and ND with. ``ip`` packed."""
+
+    dev: str
+    ip: bytes
+
+
+class Kernel(msgspec.Struct):
+    """All that is ours in one namespace's kernel."""
+
+    links: dict[str, Link] = {}
+    addrs: set[Addr] = set()  # msgspec copies empty defaults
+    nexthops: dict[int, Nexthop] = {}
+    fdb: dict[FdbKey, FdbTarget] = {}
+    neigh: dict[NeighKey, bytes] = {}
+    firewall: str = ""  # the text of table inet meshd, as rendered; "" when absent
+
+
+class Finding(msgspec.Struct, frozen=True):
+    """One line of ``meshctl diff``. ``what``: the object as ip(8) or bridge(8) would name it; ``why``: for
+    people."""
+
+    object: str
+    what: str
+    why: str
+
+
+class Dump(msgspec.Struct):
+    """What a dump found: ``ours`` is compared, ``foreign`` is on our devices without our mark: reported,
+    never touched."""
+
+    ours: Kernel
+    foreign: list[Finding] = []

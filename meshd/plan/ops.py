@@ -1,0 +1,89 @@
+"""What can be done to the kernel, as values: plan/diff.py orders them, kernel/apply.py carries them out.
+
+Every Put is create-or-replace (NLM_F_CREATE|NLM_F_REPLACE): doing it twice is doing it once (moby #53663).
+"""
+
+import msgspec
+
+from meshd.plan.objects import Addr, FdbKey, FdbTarget, Link, NeighKey, Nexthop
+
+
+class PutLink(msgspec.Struct, frozen=True):
+    """Make the device, or bring the existing one of that name to ``link`` field by field."""
+
+    link: Link
+
+
+class RemakeLink(msgspec.Struct, frozen=True):
+    """Delete and make anew: a field differs that the kernel cannot change (``why``)."""
+
+    link: Link
+    why: str
+
+
+class DelLink(msgspec.Struct, frozen=True):
+    """Delete the device."""
+
+    name: str
+
+
+class PutAddr(msgspec.Struct, frozen=True):
+    """Add the address."""
+
+    addr: Addr
+
+
+class DelAddr(msgspec.Struct, frozen=True):
+    """Delete the address."""
+
+    addr: Addr
+
+
+class PutNexthop(msgspec.Struct, frozen=True):
+    """Create or replace the nexthop object or group."""
+
+    nexthop: Nexthop
+
+
+class DelNexthop(msgspec.Struct, frozen=True):
+    """Delete the nexthop object or group; the kernel drops rows that use it."""
+
+    id: int
+
+
+class PutFdb(msgspec.Struct, frozen=True):
+    """Create or replace the FDB row."""
+
+    key: FdbKey
+    target: FdbTarget
+
+
+class DelFdb(msgspec.Struct, frozen=True):
+    """Delete the FDB row."""
+
+    key: FdbKey
+
+
+class PutNeigh(msgspec.Struct, frozen=True):
+    """Create or replace the neighbour. ``mac`` 6 bytes."""
+
+    key: NeighKey
+    mac: bytes
+
+
+class DelNeigh(msgspec.Struct, frozen=True):
+    """Delete the neighbour."""
+
+    key: NeighKey
+
+
+class SetFirewall(msgspec.Struct, frozen=True):
+    """Replace table inet meshd by this text in one transaction; "" deletes it."""
+
+    text: str
+
+
+Op = (
+    PutLink | RemakeLink | DelLink | PutAddr | DelAddr | PutNexthop | DelNexthop
+    | PutFdb | DelFdb | PutNeigh | DelNeigh | SetFirewall
+)  # fmt: skip

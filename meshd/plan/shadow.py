@@ -1,0 +1,214 @@
+"""What is wanted and what the kernel is believed to hold, kept in step from one change to the next, so that a
+change costs what it changes and not a dump.
+
+Decides what each change requires, what may be deleted at once, and what counts as a repair. Must not know time,
+threads or how an op is carried out: the shell tells it what became of the ops.
+
+At once goes what only a record of this host's own explained, and only if this daemon saw that record: an empty
+or older state after a restart deletes nothing. All else that is not wanted waits for ``deletions``.
+"""
+
+from collections.abc import Iterable, Mapping, Set
+
+from meshd.errors import KernelError
+from meshd.model import EndpointId, HostId, NetworkId
+from meshd.plan import kernels, names, wording
+from meshd.plan.desired import desired_parts, firewall_text, members_of, merged, network_part
+from meshd.plan.diff import diff, findings
+from meshd.plan.objects import Dump, Finding, Kernel, Link
+from meshd.plan.ops import Op, PutLink
+from meshd.plan.part import Part, add_remotes, has_rival, remote_rows, remove_remote
+from meshd.plan.view import View
+
+
+class Shadow:
+    """``have``: what the kernel is believed to hold. ``failed``: what it refused since the last comparison.
+    ``vanished``: local endpoints whose link is not there, and since when (monotonic seconds). ``withheld``:
+    something is there that is not wanted and may not be deleted yet."""
+
+    def __init__(self) -> None:
+        self.have = Kernel()
+        self.failed: dict[Op, KernelError] = {}
+        self.vanished: dict[EndpointId, float] = {}
+        self.withheld = False
+        self._want: dict[NetworkId, Part] = {}
+        self._gone = Kernel()
+        self._ids: dict[HostId, int] = {}
+
+    def compare(self, view: View, found: Kernel, now: float, *, deletions: bool) -> tuple[list[Op], list[Op]]:
+        """Take in what a dump found to be ours. Returns everything to be done, and which of it repairs: what was
+        right here and somebody else changed. All that is wanted is worked out anew; what failed is tried again.
+        """
+        parts = desired_parts(view)
+        for network_id in self._want.keys() | parts.keys():
+            self._replace(view, network_id, parts.get(network_id, Part(network_id)), found)
+        self._ids = names.nexthop_ids(view.hosts)
+        whole = merged(view, self._want)
+        expected = set(diff(whole, self.have, deletions=True))
+        self.have, self.failed = found, {}
+        self._note_vanished(view, whole, now)
+        self._gone = kernels.overlap(self._gone, found)
+        self.withheld = not deletions and kernels.excess(found, whole) > 0
+        todo = diff(whole, found, deletions=deletions, gone=self._gone)
+        return todo, [op for op in todo if op not in expected]
+
+    def change(
+        self,
+        view: View,
+        networks: Set[NetworkId],
+        endpoints: Mapping[NetworkId, Set[EndpointId]],
+        *,
+        deletions: bool,
+    ) -> list[Op]:
+        """Return what changes require. ``networks``: of which anything may have changed; ``endpoints``: of each
+        network, those that did, and if local whose link was just made. What the kernel has refused since the last
+        comparison is left out."""
+        wanted, touched = Kernel(), Kernel()
+        for id_ in {id_ for some in endpoints.values() for id_ in some if id_ in view.attachments}:
+            self._link_is_new(id_, view.attachments[id_].host_if)
+        whole = set(networks)
+        if self._renumber(view):
+            whole |= self._want.keys()
+        for network_id, some in endpoints.items():
+            if network_id not in whole and not self._change_endpoints(
+                view, network_id, some, wanted, touched
+            ):
+                whole.add(network_id)
+        for network_id in whole:
+            self._change_network(view, network_id, wanted, touched)
+        kernels.join(touched, wanted)
+        actual = kernels.overlap(self.have, touched)
+        for number in actual.nexthops.keys() - wanted.nexthops.keys():
+            if any(number in part.kernel.nexthops for part in self._want.values()):
+                del actual.nexthops[number]  # another network's rows use it
+        wanted.firewall, actual.firewall = firewall_text(view, self._want), self.have.firewall
+        self.withheld |= not deletions and kernels.excess(actual, wanted) > 0
+        todo = diff(wanted, actual, deletions=deletions, gone=self._gone)
+        return [op for op in todo if op not in self.failed]
+
+    def done(self, todo: Iterable[Op], refused: Iterable[tuple[Op, KernelError]]) -> None:
+        """Take in what became of ops, in their order."""
+        failures = dict(refused)
+        for op in todo:
+            error = failures.get(op)
+            if error is None:
+                kernels.carry_out(self.have, op)
+            else:
+                self.failed[op] = error
+                if isinstance(op, PutLink) and op.link.kind == "veth":
+                    self.have.links.pop(op.link.name, None)  # it was presumed
+
+    def networks(self) -> set[NetworkId]:
+        """Return the networks of which anything is wanted."""
+        return set(self._want)
+
+    def inspect(self, view: View, dump: Dump) -> dict[str, list[Finding]]:
+        """Compare a fresh dump with what is wanted, for people (see diff.findings); endpoints that have no rows
+        for lack of knowledge are missing too."""
+        parts = desired_parts(view)
+        for network_id, part in parts.items():
+            if part.unknown:
+                part.kernel = kernels.of_network(dump.ours, view.cluster, network_id)
+        refused = {wording.of(op): error.words or error.what for op, error in self.failed.items()}
+        result = findings(merged(view, parts), dump, refused)
+        result["missing"] += [finding for part in parts.values() for finding in part.omitted.values()]
+        return result
+
+    def counts(self, view: View) -> dict[str, int]:
+        """Return how many objects are ``missing`` and ``stale``, as far as is known without a dump."""
+        omitted = sum(len(part.omitted) for part in self._want.values())
+        stale = kernels.excess(self.have, merged(view, self._want)) if self.withheld or self.failed else 0
+        return {"missing": omitted + len(self.failed) + len(self.vanished), "stale": stale}
+
+    def _renumber(self, view: View) -> bool:
+        """Assign nexthop ids anew if the set of hosts changed; tell whether a known host's id moved."""
+        if view.hosts.keys() == self._ids.keys():
+            return False
+        before, self._ids = self._ids, names.nexthop_ids(view.hosts)
+        return any(self._ids.get(host, id_) != id_ for host, id_ in before.items())
+
+    def _change_endpoints(
+        self,
+        view: View,
+        network_id: NetworkId,
+        endpoints: Iterable[EndpointId],
+        wanted: Kernel,
+        touched: Kernel,
+    ) -> bool:
+        """Work out just these endpoints' rows. False if that does not suffice and the network has to be worked
+        out as a whole, to which what was done so far is no harm."""
+        part = self._want.get(network_id)
+        if part is None and not any(_is_local(view, id_) for id_ in endpoints):
+            return True  # not programmed here, and a remote endpoint changes nothing about that
+        if part is None or part.unknown or not part.local:
+            return False
+        if network_id not in view.networks or view.me not in view.hosts:
+            return False
+        for id_ in endpoints:
+            endpoint = view.endpoints.get(id_)
+            if endpoint is not None and endpoint.network != network_id:
+                endpoint = None
+            if id_ in part.local or _is_local(view, id_) or has_rival(part, id_, endpoint):
+                return False
+            kernels.join(touched, remove_remote(part, id_))
+            if endpoint is not None:
+                add_remotes(part, view, [(id_, endpoint)], self._ids)
+                kernels.join(wanted, remote_rows(part, id_))
+        return True
+
+    def _link_is_new(self, id_: EndpointId, name: str) -> None:
+        """Forget what was wrong with a local endpoint's link: it has been made anew."""
+        self.vanished.pop(id_, None)
+        self.failed = {op: error for op, error in self.failed.items() if kernels.device(op) != name}
+
+    def _change_network(self, view: View, network_id: NetworkId, wanted: Kernel, touched: Kernel) -> None:
+        """Work out all of a network."""
+        if network_id in self._want:
+            kernels.join(touched, self._want[network_id].kernel)
+        part = network_part(view, network_id, self._ids, members_of(view, network_id))
+        self._replace(view, network_id, part, self.have)
+        kernels.join(wanted, part.kernel)
+        missing = {view.attachments[id_].host_if for id_ in self.vanished if id_ in view.attachments}
+        for name, link in part.kernel.links.items():
+            presumed = link.kind == "veth" and name not in self.have.links and name not in missing
+            if presumed and PutLink(link) not in self.failed:
+                # Attach makes the pair before it records the endpoint, so it is there, whatever its settings.
+                self.have.links[name] = Link(name, "veth", alias="", mtu=0, up=False)
+
+    def _replace(self, view: View, network_id: NetworkId, part: Part, found: Kernel) -> None:
+        """Put a network's new share in place of its old one, and note what may go at once."""
+        if part.unknown:
+            part.kernel = kernels.of_network(found, view.cluster, network_id)
+        before = self._want.pop(network_id, Part(network_id))
+        if part.kernel.links or part.omitted:
+            self._want[network_id] = part
+        kernels.join(self._gone, _locally_gone(before.kernel, part.kernel))
+        kernels.subtract(self._gone, part.kernel)
+
+    def _note_vanished(self, view: View, whole: Kernel, now: float) -> None:
+        missing = {
+            id_
+            for id_, attachment in view.attachments.items()
+            if attachment.host_if in whole.links and attachment.host_if not in self.have.links
+        }
+        self.vanished = {id_: self.vanished.get(id_, now) for id_ in missing}
+
+
+def _is_local(view: View, id_: EndpointId) -> bool:
+    endpoint = view.endpoints.get(id_)
+    return endpoint is not None and endpoint.host == view.me
+
+
+def _locally_gone(before: Kernel, after: Kernel) -> Kernel:
+    """Return what of ``before`` only records of this host's own explained: all of a network that is no longer
+    programmed here (nexthops apart: other networks' rows may use them), else local endpoints' links and rows."""
+    if not after.links:
+        return Kernel(links=before.links, addrs=before.addrs, fdb=before.fdb, neigh=before.neigh)
+    return Kernel(
+        links={
+            name: link
+            for name, link in before.links.items()
+            if link.kind == "veth" and name not in after.links
+        },
+        fdb={key: target for key, target in before.fdb.items() if target.local and key not in after.fdb},
+    )

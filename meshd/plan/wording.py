@@ -1,0 +1,86 @@
+"""How kernel objects are called towards people: in the words of ip(8), bridge(8) and nft(8). Decides nothing."""
+
+from meshd.model import text_ip, text_mac
+from meshd.plan.objects import Addr, FdbKey, FdbTarget, NeighKey, Nexthop
+from meshd.plan.ops import (
+    DelAddr,
+    DelFdb,
+    DelLink,
+    DelNeigh,
+    DelNexthop,
+    Op,
+    PutAddr,
+    PutFdb,
+    PutLink,
+    PutNeigh,
+    PutNexthop,
+    RemakeLink,
+    SetFirewall,
+)
+
+Named = tuple[str, str]
+"""``object`` and ``what`` of a Finding; the same for an object and for every op on it."""
+
+FIREWALL: Named = ("nft", "table inet meshd")
+
+
+def link(name: str) -> Named:
+    """Name a device."""
+    return "link", f"dev {name}"
+
+
+def addr(value: Addr) -> Named:
+    """Name an address."""
+    return "addr", f"{text_ip(value.ip)}/{value.prefix} dev {value.dev}"
+
+
+def nexthop(id_: int) -> Named:
+    """Name a nexthop or a group."""
+    return "nexthop", f"id {id_}"
+
+
+def nexthop_says(value: Nexthop) -> str:
+    """Say where a nexthop leads."""
+    if value.via is not None:
+        return f"via {text_ip(value.via)} fdb"
+    return f"group {'/'.join(map(str, value.group))} fdb"
+
+
+def fdb(key: FdbKey) -> Named:
+    """Name an FDB row."""
+    return "fdb", f"{text_mac(key.mac)} dev {key.dev} {key.where}"
+
+
+def fdb_says(target: FdbTarget) -> str:
+    """Say where an FDB row leads."""
+    if target.nhid is not None:
+        return f"nhid {target.nhid}"
+    if target.dst is not None:
+        return f"dst {text_ip(target.dst)}"
+    return "permanent" if target.local else "extern_learn"
+
+
+def neigh(key: NeighKey) -> Named:
+    """Name a neighbour."""
+    return "neigh", f"{text_ip(key.ip)} dev {key.dev}"
+
+
+def of(op: Op) -> Named:
+    """Name what an op is about."""
+    match op:
+        case PutLink() | RemakeLink():
+            return link(op.link.name)
+        case DelLink():
+            return link(op.name)
+        case PutAddr() | DelAddr():
+            return addr(op.addr)
+        case PutNexthop():
+            return nexthop(op.nexthop.id)
+        case DelNexthop():
+            return nexthop(op.id)
+        case PutFdb() | DelFdb():
+            return fdb(op.key)
+        case PutNeigh() | DelNeigh():
+            return neigh(op.key)
+        case SetFirewall():
+            return FIREWALL

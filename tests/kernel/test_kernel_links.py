@@ -1,0 +1,270 @@
+"""Devices, made and adjusted by us, looked at with iproute2."""
+
+import errno
+import subprocess
+import sys
+
+import pytest
+from layout import ALIAS, BRIDGE, MARK, MTU, VXLAN, host_end, kernel, mac
+
+from meshd.errors import KernelError
+from meshd.kernel.links import must_remake
+from meshd.kernel.namespace import Namespace
+from meshd.plan.objects import Link, Port, Vxlan
+from meshd.plan.ops import DelLink, PutLink, RemakeLink
+
+QUIET = {
+    "learning": False,
+    "flood": False,
+    "mcast_flood": False,
+    "bcast_flood": False,
+    "neigh_suppress": True,
+}
+VETH, PEER = host_end(0).name, "mpe0e0e0e0"
+
+
+@pytest.fixture
+def host(netns):
+    with netns.call(Namespace) as namespace:
+        netns.kernel = namespace
+        yield netns
+
+
+def devices(host):
+    return {seen["ifname"]: seen for seen in host.json("ip", "-d", "-j", "link", "show")}
+
+
+def put(host, *links):
+    return [error.what for _, error in host.kernel.apply([PutLink(link) for link in links])]
+
+
+def bring_up(host, family=4):
+    desired = kernel(0, family)
+    assert put(host, desired.links[BRIDGE], desired.links[VXLAN]) == []
+    return desired
+
+
+@pytest.mark.parametrize("family", [4, 6])
+def test_bridge_and_vxlan_come_up_as_designed_in_one_call(host, family):
+    desired = bring_up(host, family)
+    bridge, vxlan = devices(host)[BRIDGE], devices(host)[VXLAN]
+
+    assert "UP" in bridge["flags"]
+    assert (bridge["mtu"], bridge["ifalias"]) == (MTU, ALIAS)
+    assert bridge["address"] == desired.links[BRIDGE].mac.hex(":")
+    assert bridge["inet6_addr_gen_mode"] == "none"
+    data = bridge["linkinfo"]["info_data"]
+    assert (data["stp_state"], data["mcast_snooping"]) == (0, 0)
+
+    assert "UP" in vxlan["flags"]
+    assert (vxlan["mtu"], vxlan["ifalias"], vxlan["master"]) == (MTU, ALIAS, BRIDGE)
+    assert vxlan["address"] == desired.links[VXLAN].mac.hex(":")
+    assert vxlan["inet6_addr_gen_mode"] == "none"
+    data = vxlan["linkinfo"]["info_data"]
+    assert (data["id"], data["port"], data["ttl"], data["learning"]) == (4097, 4789, 64, False)
+    assert data["local" if family == 4 else "local6"] == {4: "192.0.2.1", 6: "2001:db8::1"}[family]
+    assert (data["udp_csum"], data["df"]) == (True, "set")
+    assert not any(data.get(option) for option in ("proxy", "l2miss", "l3miss", "udp_zero_csum6_tx"))
+    port = vxlan["linkinfo"]["info_slave_data"]
+    assert {field: port[field] for field in QUIET} == QUIET
+    addresses = host.json("ip", "-j", "addr", "show", "dev", VXLAN)[0]["addr_info"]
+    assert addresses == []
+
+
+def test_a_bridge_keeps_its_mac_and_mtu_whatever_joins_it(host):
+    desired = bring_up(host)
+    host.run("ip", "link", "add", "x0", "address", "00:00:00:00:00:01", "mtu", "1280", "type", "veth")
+    host.run("ip", "link", "set", "x0", "master", BRIDGE)
+    bridge = devices(host)[BRIDGE]
+    assert (bridge["address"], bridge["mtu"]) == (desired.links[BRIDGE].mac.hex(":"), MTU)
+
+
+def test_a_bridge_with_the_default_mtu_keeps_it_too(host):
+    assert put(host, Link(BRIDGE, "bridge", ALIAS, 1500)) == []
+    host.run("ip", "link", "add", "x0", "mtu", "1280", "type", "veth")
+    host.run("ip", "link", "set", "x0", "master", BRIDGE)
+    assert devices(host)[BRIDGE]["mtu"] == 1500
+
+
+def test_putting_what_is_right_touches_nothing(host):
+    desired = bring_up(host)
+    with host.call(lambda: host.kernel.watch(own=True)) as watch:
+        assert put(host, desired.links[BRIDGE], desired.links[VXLAN]) == []
+        watch._read()
+        assert list(watch._queue) == []
+
+
+DRIFTS = {
+    "down": ["link", "set", VXLAN, "down"],
+    "mtu": ["link", "set", VXLAN, "mtu", "1300"],
+    "mac": ["link", "set", VXLAN, "address", "02:00:00:00:00:09"],
+    "no master": ["link", "set", VXLAN, "nomaster"],
+    "other master": ["link", "set", VXLAN, "master", "br9"],
+    "learning": ["link", "set", VXLAN, "type", "bridge_slave", "learning", "on"],
+    "flood": ["link", "set", VXLAN, "type", "bridge_slave", "flood", "on"],
+    "multicast flood": ["link", "set", VXLAN, "type", "bridge_slave", "mcast_flood", "on"],
+    "broadcast flood": ["link", "set", VXLAN, "type", "bridge_slave", "bcast_flood", "on"],
+    "suppression": ["link", "set", VXLAN, "type", "bridge_slave", "neigh_suppress", "off"],
+    "bridge down": ["link", "set", BRIDGE, "down"],
+    "bridge mtu": ["link", "set", BRIDGE, "mtu", "1300"],
+    "bridge mac": ["link", "set", BRIDGE, "address", "02:00:00:00:00:09"],
+}
+
+
+@pytest.mark.parametrize("drift", DRIFTS)
+def test_a_drifted_field_shows_in_the_dump_and_is_put_right(host, drift):
+    desired = bring_up(host)
+    host.run("ip", "link", "add", "br9", "type", "bridge")
+    index = devices(host)[VXLAN]["ifindex"]
+    host.run("ip", *DRIFTS[drift])
+    links = {name: desired.links[name] for name in (BRIDGE, VXLAN)}
+    assert host.kernel.dump(MARK).ours.links != links
+    assert put(host, *links.values()) == []
+    assert host.kernel.dump(MARK).ours.links == links
+    assert devices(host)[VXLAN]["ifindex"] == index
+
+
+REMAKES = {
+    "vni": (Vxlan(4098, bytes((192, 0, 2, 1)), 4789), "vni is 4097, not 4098"),
+    "local": (Vxlan(4097, bytes((192, 0, 2, 7)), 4789), "local is 192.0.2.1, not 192.0.2.7"),
+    "port": (Vxlan(4097, bytes((192, 0, 2, 1)), 4790), "port is 4789, not 4790"),
+}
+
+
+@pytest.mark.parametrize("field", REMAKES)
+def test_what_the_kernel_cannot_change_is_said_and_remade(host, field):
+    desired = bring_up(host)
+    vxlan, why = REMAKES[field]
+    old = desired.links[VXLAN]
+    new = Link(VXLAN, "vxlan", ALIAS, MTU, mac=old.mac, master=BRIDGE, port=old.port, vxlan=vxlan)
+    assert must_remake(new, old) == why
+    assert put(host, new) == [f"device {VXLAN} has to be made anew: {why}"]
+    assert host.kernel.dump(MARK).ours.links[VXLAN] == old
+    assert host.kernel.apply([RemakeLink(new, why)]) == []
+    assert host.kernel.dump(MARK).ours.links[VXLAN] == new
+
+
+def test_another_kind_has_to_be_remade():
+    bridge, veth = Link("a", "bridge", ALIAS, 1500), Link("a", "veth", ALIAS, 1500)
+    assert must_remake(bridge, veth) == "is a veth, not a bridge"
+    assert must_remake(bridge, bridge) is None
+
+
+def test_a_device_without_our_mark_is_neither_adjusted_nor_deleted(host):
+    host.run("ip", "link", "add", BRIDGE, "type", "bridge")
+    before = devices(host)[BRIDGE]
+    (refused,) = put(host, Link(BRIDGE, "bridge", ALIAS, MTU))
+    assert "without meshd's mark" in refused
+    for op in (DelLink(BRIDGE), RemakeLink(Link(BRIDGE, "bridge", ALIAS, MTU), "")):
+        ((_, error),) = host.kernel.apply([op])
+        assert error.errno == errno.EEXIST
+    assert devices(host)[BRIDGE] == before
+
+
+def test_one_failure_does_not_hold_up_the_others(host):
+    links = [
+        Link("mo00000001", "bridge", ALIAS, MTU),
+        Link(
+            "mv00000002", "vxlan", ALIAS, MTU, master="nosuch0", vxlan=Vxlan(5, bytes((192, 0, 2, 1)), 4789)
+        ),
+        Link("mv00000003", "vxlan", ALIAS, MTU, vxlan=Vxlan(2**24, bytes((192, 0, 2, 1)), 4789)),
+        Link("mv00000004", "vxlan", ALIAS, MTU, vxlan=Vxlan(7, bytes((192, 0, 2, 1)), 4789)),
+        Link("mh00000005", "veth", ALIAS, MTU),
+    ]
+    failed = {op.link.name: error for op, error in host.kernel.apply([PutLink(link) for link in links])}
+    assert set(failed) == {"mv00000002", "mv00000003", "mh00000005"}
+    assert failed["mv00000002"].what == "device nosuch0: does not exist"
+    assert failed["mv00000003"].words
+    assert failed["mh00000005"].errno == errno.ENODEV
+    assert {"mo00000001", "mv00000004"} == devices(host).keys() - {"lo"}
+
+
+def test_two_vxlans_of_one_vni_are_refused_in_the_kernels_words_and_leave_nothing(host):
+    bring_up(host)
+    twin = Link("mv00000009", "vxlan", ALIAS, MTU, vxlan=Vxlan(4097, bytes((192, 0, 2, 1)), 4789))
+    (refused,) = put(host, twin)
+    assert "VNI already exists" in refused
+    assert "mv00000009" not in devices(host)
+
+
+def test_a_device_that_cannot_be_finished_is_not_left_behind(host):
+    odd = Link("mo00000001", "bridge", "x" * 300, MTU)  # IFALIASZ is 256, and the alias comes second
+    assert len(put(host, odd)) == 1
+    assert "mo00000001" not in devices(host)
+
+
+def test_a_veth_pair_is_made_with_its_peer_and_goes_with_it(host):
+    bring_up(host)
+    host.kernel.create_veth(host_end(0), PEER, mac(0), 1400)
+    here, peer = devices(host)[VETH], devices(host)[PEER]
+    assert (here["mtu"], here["ifalias"], here["master"]) == (MTU, ALIAS, BRIDGE)
+    assert "UP" in here["flags"]
+    assert here["linkinfo"]["info_slave_data"]["learning"] is False
+    assert here["linkinfo"]["info_slave_data"]["flood"] is False
+    assert (peer["mtu"], peer["address"], "UP" in peer["flags"]) == (1400, mac(0).hex(":"), False)
+    assert "ifalias" not in peer
+    assert host.kernel.links_exist([VETH, PEER, "nosuch0"]) == {VETH, PEER}
+    host.kernel.delete_link(VETH)
+    host.kernel.delete_link(VETH)
+    assert host.kernel.links_exist([VETH, PEER]) == set()
+
+
+def test_a_veth_pair_without_its_bridge_is_refused_and_leaves_nothing(host):
+    with pytest.raises(KernelError, match=f"device {BRIDGE}: does not exist"):
+        host.kernel.create_veth(host_end(0), PEER, mac(0), MTU)
+    assert devices(host).keys() == {"lo"}
+
+
+def test_a_veth_pair_that_exists_is_refused_and_stays(host):
+    bring_up(host)
+    host.kernel.create_veth(host_end(0), PEER, mac(0), MTU)
+    before = devices(host)[VETH]["ifindex"]
+    with pytest.raises(KernelError, match="File exists"):
+        host.kernel.create_veth(host_end(0), PEER, mac(0), MTU)
+    assert devices(host)[VETH]["ifindex"] == before
+
+
+def test_a_plain_veth_is_adjusted_to_a_port_of_the_bridge(host):
+    bring_up(host)
+    host.kernel.create_veth(Link(VETH, "veth", ALIAS, MTU), PEER, mac(0), MTU)
+    assert "master" not in devices(host)[VETH]
+    assert put(host, Link(VETH, "veth", ALIAS, MTU, master=BRIDGE, port=Port())) == []
+    assert devices(host)[VETH]["master"] == BRIDGE
+    assert devices(host)[VETH]["linkinfo"]["info_slave_data"]["learning"] is False
+
+
+def test_many_devices_are_made_in_one_call(host):
+    links = []
+    for n in range(40):
+        links.append(Link(f"mo{n:08x}", "bridge", ALIAS, MTU))
+        links.append(
+            Link(
+                f"mv{n:08x}",
+                "vxlan",
+                ALIAS,
+                MTU,
+                master=f"mo{n:08x}",
+                port=Port(neigh_suppress=True),
+                vxlan=Vxlan(5000 + n, bytes((192, 0, 2, 1)), 4789),
+            )
+        )
+    assert put(host, *reversed(links)) == []  # a port before its bridge is no trouble either
+    found = host.kernel.dump(MARK).ours.links
+    assert found.keys() == {link.name for link in links}
+    assert host.kernel.apply([DelLink(link.name) for link in links]) == []
+    assert devices(host).keys() == {"lo"}
+
+
+def test_pyroute2_is_not_imported_whole_and_is_there_for_others():
+    script = (
+        "import sys\n"
+        "import meshd.kernel.namespace\n"
+        "mine = [name for name in sys.modules if name.startswith('pyroute2')]\n"
+        "assert 'pyroute2' not in mine and 'asyncio' not in sys.modules, mine\n"
+        "assert len(mine) < 40, mine\n"
+        "from pyroute2 import IPRoute\n"
+        "import pyroute2\n"
+        "assert pyroute2.__version__\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr

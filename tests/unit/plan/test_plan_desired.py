@@ -1,0 +1,273 @@
+"""From a view of the cluster to exactly what the kernel should hold."""
+
+import msgspec
+import pytest
+
+from meshd.model import Network, Subnet
+from meshd.plan import names
+from meshd.plan.desired import View, desired, desired_network, desired_parts
+from meshd.plan.objects import Addr, FdbKey, FdbTarget, Kernel, Link, NeighKey, Nexthop, Port, Vxlan
+from tests.plan_world import (
+    BLUE,
+    BRIDGE,
+    HOSTS,
+    LAN,
+    MARK,
+    OVERLAY,
+    RED,
+    A,
+    B,
+    C,
+    World,
+    blue_on_two_hosts,
+    facts,
+    id_of,
+    ip4,
+)
+
+V6 = bytes.fromhex("fd000000000000000000000000000042")
+
+
+def test_one_overlay_on_two_hosts_is_exactly_this():
+    kernel = desired_network(blue_on_two_hosts().view(), BLUE)
+
+    alias = "meshd:c1c2c3c4:" + "11" * 16
+    bridge, vxlan, veth = "mo11111111", "mv11111111", "mh" + id_of("web").hex()[:8]
+    web, db = names.endpoint_mac(id_of("web")), names.endpoint_mac(id_of("db"))
+    single = names.nexthop_ids(HOSTS)[B]
+    group = single + 0x800000
+    assert kernel == Kernel(
+        links={
+            bridge: Link(bridge, "bridge", alias, 1450, mac=names.gateway_mac(BLUE)),
+            vxlan: Link(
+                vxlan,
+                "vxlan",
+                alias,
+                1450,
+                mac=names.vtep_mac(BLUE, A),
+                master=bridge,
+                port=Port(
+                    learning=False, flood=False, mcast_flood=False, bcast_flood=False, neigh_suppress=True
+                ),
+                vxlan=Vxlan(5001, bytes([192, 0, 2, 1]), 4789),
+            ),
+            veth: Link(
+                veth,
+                "veth",
+                alias,
+                1450,
+                master=bridge,
+                port=Port(
+                    learning=False, flood=False, mcast_flood=True, bcast_flood=True, neigh_suppress=False
+                ),
+            ),
+        },
+        addrs={Addr(bridge, bytes([10, 1, 0, 1]), 20)},
+        nexthops={
+            single: Nexthop(single, via=bytes([192, 0, 2, 2])),
+            group: Nexthop(group, group=(single,)),
+        },
+        fdb={
+            FdbKey(veth, web, "master"): FdbTarget(local=True),
+            FdbKey(vxlan, db, "self"): FdbTarget(nhid=group),
+            FdbKey(vxlan, db, "master"): FdbTarget(),
+        },
+        neigh={NeighKey(bridge, bytes([10, 1, 0, 66])): db},
+    )
+
+
+def test_a_kernel_without_fdb_nexthops_gets_plain_rows():
+    kernel = desired_network(blue_on_two_hosts(nhid=False).view(), BLUE)
+    row = FdbKey("mv11111111", names.endpoint_mac(id_of("db")), "self")
+    assert kernel.fdb[row] == FdbTarget(dst=ip4("192.0.2.2"))
+    assert kernel.nexthops == {}
+
+
+def test_an_endpoint_with_two_families_has_a_neighbour_for_each():
+    world = blue_on_two_hosts()
+    world.networks[BLUE] = msgspec.structs.replace(
+        OVERLAY, subnets=(*OVERLAY.subnets, Subnet("fd00::/64", "fd00::1"))
+    )
+    world.endpoint("db", BLUE, B, "10.1.0.66", V6)
+    kernel = desired_network(world.view(), BLUE)
+    mac = names.endpoint_mac(id_of("db"))
+    assert kernel.neigh == {
+        NeighKey("mo11111111", ip4("10.1.0.66")): mac,
+        NeighKey("mo11111111", V6): mac,
+    }
+    assert kernel.addrs == {
+        Addr("mo11111111", ip4("10.1.0.1"), 20),
+        Addr("mo11111111", bytes.fromhex("fd00" + "00" * 13 + "01"), 64),
+    }
+    assert sum(key.where == "self" for key in kernel.fdb) == 1
+
+
+def test_a_v6_underlay_gives_v6_tunnels():
+    vteps = {A: bytes.fromhex("20010db8" + "00" * 11 + "01"), B: bytes.fromhex("20010db8" + "00" * 11 + "02")}
+    world = blue_on_two_hosts(hosts={host: facts(vtep) for host, vtep in vteps.items()})
+    kernel = desired_network(world.view(), BLUE)
+    assert kernel.links["mv11111111"].vxlan.local == vteps[A]
+    assert vteps[B] in {nexthop.via for nexthop in kernel.nexthops.values()}
+
+
+def test_a_bridge_network_needs_neither_endpoints_nor_hosts_nor_tunnels():
+    world = World(hosts={})
+    world.networks[LAN] = BRIDGE
+    kernel = desired_network(world.view(), LAN)
+    assert list(kernel.links) == ["mb33333333"]
+    assert kernel.links["mb33333333"].mac == names.gateway_mac(LAN)
+    assert kernel.addrs == {Addr("mb33333333", ip4("172.20.0.1"), 24)}
+    assert not kernel.fdb
+    assert not kernel.nexthops
+
+
+def test_a_bridge_network_switches_between_its_endpoints():
+    world = World()
+    world.networks[LAN] = BRIDGE
+    id_ = world.endpoint("job", LAN, A, "172.20.0.2")
+    kernel = desired_network(world.view(), LAN)
+    veth = names.veth(id_)
+    assert kernel.links[veth].master == "mb33333333"
+    assert kernel.fdb == {FdbKey(veth, names.endpoint_mac(id_), "master"): FdbTarget(local=True)}
+    assert not kernel.neigh
+
+
+@pytest.mark.parametrize("driver", ["macvlan", "ipvlan", "none", "host"])
+def test_a_network_without_a_bridge_of_ours_needs_nothing(driver):
+    world = World()
+    world.networks[RED] = Network("red", driver, (Subnet("10.9.0.0/24", "10.9.0.1"),))
+    world.endpoint("job", RED, A, "10.9.0.2")
+    assert desired(world.view()) == Kernel()
+
+
+def test_an_overlay_without_a_local_endpoint_is_not_programmed():
+    world = blue_on_two_hosts()
+    world.release("web")
+    assert desired(world.view()) == Kernel()
+
+
+def test_a_failed_hosts_rows_stay_because_membership_is_no_input():
+    # The view has no place where a verdict could enter; a failed host's records are what they were.
+    assert not {name for name in View.__struct_fields__ if "alive" in name or "member" in name}
+    world = blue_on_two_hosts()
+    assert NeighKey("mo11111111", ip4("10.1.0.66")) in desired(world.view()).neigh
+    world.release("db")  # released: that is a record
+    assert desired(world.view()).neigh == {}
+
+
+def test_an_internal_networks_bridge_has_no_address_but_its_endpoints_reach_each_other():
+    world = blue_on_two_hosts()
+    world.networks[BLUE] = msgspec.structs.replace(OVERLAY, internal=True)
+    kernel = desired_network(world.view(), BLUE)
+    assert kernel.addrs == set()
+    assert len(kernel.fdb) == 3
+    assert len(kernel.neigh) == 1
+
+
+def test_an_endpoint_that_moved_here_has_no_remote_rows_left():
+    world = blue_on_two_hosts()
+    world.endpoint("db", BLUE, A, "10.1.0.66")
+    kernel = desired_network(world.view(), BLUE)
+    assert kernel.neigh == {}
+    assert {key.where for key in kernel.fdb} == {"master"}
+    assert all(target.local for target in kernel.fdb.values())
+
+
+def without_host(world):
+    del world.hosts[B]
+
+
+def on_the_other_family(world):
+    world.hosts[B] = facts(bytes(15) + b"\x02")
+
+
+def with_the_same_address(world):
+    world.endpoint("twin", BLUE, C, "10.1.0.66")
+
+
+def with_a_local_address(world):
+    world.endpoint("db", BLUE, B, "10.1.0.2")
+
+
+def with_a_local_mac(world):
+    world.endpoint("db", BLUE, B, "10.1.0.66", mac=names.endpoint_mac(id_of("web")))
+
+
+@pytest.mark.parametrize(
+    ("spoil", "left_out", "word"),
+    [
+        (without_host, "db", "host unknown yet"),
+        (on_the_other_family, "db", "other family"),
+        (with_the_same_address, max("db", "twin", key=id_of), "another endpoint's"),
+        (with_a_local_address, "db", "another endpoint's"),
+        (with_a_local_mac, "db", "another endpoint's"),
+    ],
+)
+def test_an_endpoint_that_cannot_be_reached_has_no_rows_and_a_finding(spoil, left_out, word):
+    world = blue_on_two_hosts()
+    spoil(world)
+    part = desired_parts(world.view())[BLUE]
+    (finding,) = part.omitted.values()
+    assert id_of(left_out).hex() in finding.what
+    assert word in finding.why
+    row = FdbKey("mv11111111", world.endpoints[id_of(left_out)].mac, "self")
+    assert row not in part.kernel.fdb
+    survivors = {"db", "twin"} & {name for name in ("db", "twin") if id_of(name) in world.endpoints} - {
+        left_out
+    }
+    assert len(part.kernel.neigh) == len(survivors)
+
+
+def test_a_record_of_this_machine_under_another_identity_is_skipped_without_alarm():
+    world = blue_on_two_hosts()
+    world.hosts[B] = facts(HOSTS[A].vtep)
+    part = desired_parts(world.view())[BLUE]
+    assert part.omitted == {}
+    assert part.kernel.neigh == {}
+
+
+def test_what_is_not_known_yet_is_marked_so_that_nothing_is_torn_down_for_it():
+    world = blue_on_two_hosts()
+    del world.networks[BLUE]
+    assert desired_parts(world.view())[BLUE].unknown
+    world.networks[BLUE] = OVERLAY
+    del world.hosts[A]
+    assert desired_parts(world.view())[BLUE].unknown
+    world.release("web")
+    assert not desired_parts(world.view())[BLUE].unknown
+
+
+@pytest.mark.parametrize(
+    ("network", "vtep", "mtu"),
+    [
+        (msgspec.structs.replace(OVERLAY, mtu=1300), ip4("192.0.2.1"), 1300),
+        (msgspec.structs.replace(OVERLAY, mtu=0), ip4("192.0.2.1"), 1450),
+        (msgspec.structs.replace(OVERLAY, mtu=0), bytes(15) + b"\x01", 1430),
+    ],
+)
+def test_every_device_has_the_networks_mtu_or_what_the_underlay_leaves(network, vtep, mtu):
+    world = blue_on_two_hosts()
+    world.networks[BLUE] = network
+    world.hosts[A] = facts(vtep)
+    assert {link.mtu for link in desired_network(world.view(), BLUE).links.values()} == {mtu}
+
+
+def test_a_local_endpoint_of_an_earlier_boot_has_no_link_but_keeps_the_network():
+    world = blue_on_two_hosts()
+    world.attachments.clear()
+    kernel = desired_network(world.view(), BLUE)
+    assert {link.kind for link in kernel.links.values()} == {"bridge", "vxlan"}
+    assert len(kernel.neigh) == 1
+
+
+def test_the_whole_is_its_networks_and_a_firewall():
+    world = blue_on_two_hosts()
+    world.networks[LAN] = BRIDGE
+    view = world.view()
+    whole, blue, lan = desired(view), desired_network(view, BLUE), desired_network(view, LAN)
+    assert whole.links == blue.links | lan.links
+    assert whole.addrs == blue.addrs | lan.addrs
+    assert whole.fdb == blue.fdb | lan.fdb
+    assert '"mo11111111"' in whole.firewall
+    assert '"mb33333333"' in whole.firewall
+    assert all(link.alias.startswith(f"meshd:{MARK}:") for link in whole.links.values())

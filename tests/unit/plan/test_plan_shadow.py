@@ -1,0 +1,371 @@
+"""Change by change, the kernel comes out as if everything had been worked out at once."""
+
+import copy
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from meshd.plan import names, ops
+from meshd.plan.desired import desired
+from meshd.plan.objects import FdbTarget, Kernel, NeighKey
+from meshd.plan.shadow import Shadow
+from tests.fake_kernel import FakeKernel, refused
+from tests.plan_world import (
+    BLUE,
+    BRIDGE,
+    HOSTS,
+    LAN,
+    OVERLAY,
+    RED,
+    A,
+    B,
+    C,
+    World,
+    blue_on_two_hosts,
+    facts,
+    id_of,
+    ip4,
+)
+
+
+class Bench:
+    """A world, a kernel, a shadow, and what the shell does between them."""
+
+    def __init__(self, world, kernel=None):
+        self.world, self.kernel, self.shadow = world, kernel or FakeKernel(), Shadow()
+
+    def plug(self, *names_):
+        for name in names_:
+            self.kernel.plug(names.veth(id_of(name)))
+
+    def change(self, *networks, endpoints=None, deletions=True):
+        todo = self.shadow.change(self.world.view(), set(networks), endpoints or {}, deletions=deletions)
+        self.shadow.done(todo, self.kernel.apply(todo))
+        return todo
+
+    def compare(self, deletions=True, now=0.0):
+        found = copy.deepcopy(self.kernel.state)
+        todo, repairs = self.shadow.compare(self.world.view(), found, now, deletions=deletions)
+        self.shadow.done(todo, self.kernel.apply(todo))
+        return repairs
+
+
+def running():
+    bench = Bench(blue_on_two_hosts())
+    bench.plug("web")
+    bench.compare()
+    assert bench.kernel.state == desired(bench.world.view())
+    return bench
+
+
+def test_a_remote_endpoint_costs_its_own_rows_and_no_more():
+    bench = running()
+    id_ = bench.world.endpoint("cache", BLUE, C, "10.1.0.130")
+    todo = bench.change(endpoints={BLUE: {id_}})
+    assert [type(op) for op in todo] == [
+        ops.PutNexthop,
+        ops.PutNexthop,
+        ops.PutFdb,
+        ops.PutFdb,
+        ops.PutNeigh,
+    ]
+    assert bench.kernel.state == desired(bench.world.view())
+    bench.world.release("cache")
+    todo = bench.change(endpoints={BLUE: {id_}})
+    assert [type(op) for op in todo] == [
+        ops.DelNeigh,
+        ops.DelFdb,
+        ops.DelFdb,
+        ops.DelNexthop,
+        ops.DelNexthop,
+    ]
+    assert bench.kernel.state == desired(bench.world.view())
+
+
+def test_an_endpoint_of_a_network_that_is_not_programmed_here_costs_nothing():
+    bench = running()
+    bench.world.networks[RED] = OVERLAY
+    id_ = bench.world.endpoint("far", RED, B, "10.1.0.5")
+    assert bench.change(endpoints={RED: {id_}}) == []
+
+
+def test_a_hosts_new_address_is_one_nexthop():
+    bench = running()
+    bench.world.hosts[B] = facts(ip4("198.51.100.2"))
+    (op,) = bench.change(BLUE)
+    assert isinstance(op, ops.PutNexthop)
+    assert op.nexthop.via == ip4("198.51.100.2")
+
+
+def test_the_first_local_endpoint_brings_the_network_up_and_the_last_takes_it_down_at_once():
+    bench = Bench(blue_on_two_hosts())
+    bench.world.release("web")
+    bench.compare()
+    assert bench.kernel.state == Kernel()
+    id_ = bench.world.endpoint("web", BLUE, A, "10.1.0.2")
+    bench.plug("web")
+    bench.change(endpoints={BLUE: {id_}}, deletions=False)
+    assert bench.kernel.state == desired(bench.world.view())
+    bench.world.release("web")
+    bench.change(endpoints={BLUE: {id_}}, deletions=False)
+    assert not bench.kernel.state.links
+    assert not bench.kernel.state.fdb
+    bench.compare(deletions=True)  # nexthops may be others': they wait
+    assert bench.kernel.state == Kernel()
+
+
+def test_what_only_peers_explained_waits_for_permission():
+    bench = running()
+    before = copy.deepcopy(bench.kernel.state)
+    bench.world.release("db")
+    assert bench.change(endpoints={BLUE: {id_of("db")}}, deletions=False) == []
+    assert bench.change(BLUE, deletions=False) == []
+    assert bench.shadow.withheld
+    assert bench.compare(deletions=False) == []
+    assert bench.kernel.state == before
+    assert bench.shadow.counts(bench.world.view())["stale"] == 5
+    bench.compare(deletions=True)
+    assert bench.kernel.state == desired(bench.world.view())
+    assert not bench.shadow.withheld
+
+
+def test_after_a_restart_with_lost_state_nothing_local_is_deleted_either():
+    state = running().kernel.state
+    bench = Bench(World(), FakeKernel(state))
+    before = copy.deepcopy(state)
+    bench.compare(deletions=False)
+    bench.change(BLUE, deletions=False)
+    assert bench.kernel.state == before
+
+
+def test_a_restart_with_state_adopts_and_changes_nothing():
+    first = running()
+    second = Bench(first.world, first.kernel)
+    second.kernel.log.clear()
+    assert second.compare(deletions=True) == []
+    assert second.kernel.log == [[]]
+
+
+@pytest.mark.parametrize("lose", ["network", "own host"])
+def test_a_network_that_cannot_be_worked_out_for_now_is_left_as_it_is(lose):
+    bench = running()
+    before = copy.deepcopy(bench.kernel.state)
+    if lose == "network":
+        del bench.world.networks[BLUE]
+    else:
+        del bench.world.hosts[A]
+    bench.change(BLUE)
+    bench.compare()
+    assert {
+        name: getattr(bench.kernel.state, name) for name in ("links", "addrs", "fdb", "neigh", "nexthops")
+    } == {name: getattr(before, name) for name in ("links", "addrs", "fdb", "neigh", "nexthops")}
+    assert bench.shadow.counts(bench.world.view())["missing"] == 1
+
+
+def test_what_a_stranger_broke_is_a_repair_and_what_we_still_owed_is_none():
+    bench = running()
+    gone = NeighKey("mo11111111", ip4("10.1.0.66"))
+    del bench.kernel.state.neigh[gone]
+    bench.world.endpoint("cache", BLUE, C, "10.1.0.130")  # its ``changed`` got lost
+    assert bench.compare() == [ops.PutNeigh(gone, names.endpoint_mac(id_of("db")))]
+    assert bench.kernel.state == desired(bench.world.view())
+
+
+def test_a_row_that_a_stranger_added_with_our_mark_is_removed_as_a_repair():
+    bench = running()
+    key = NeighKey("mo11111111", ip4("10.1.0.99"))
+    bench.kernel.state.neigh[key] = bytes(6)
+    assert bench.compare() == [ops.DelNeigh(key)]
+
+
+def test_what_the_kernel_refused_is_kept_shown_and_tried_again_only_by_the_next_comparison():
+    bench = Bench(blue_on_two_hosts())
+    bench.plug("web")
+    row = NeighKey("mo11111111", ip4("10.1.0.66"))
+    op = ops.PutNeigh(row, names.endpoint_mac(id_of("db")))
+    bench.kernel.refuse = {op: refused(105)}
+    bench.compare()
+    assert list(bench.shadow.failed) == [op]
+    assert bench.shadow.counts(bench.world.view()) == {"missing": 1, "stale": 0}
+    (finding,) = bench.shadow.inspect(bench.world.view(), bench.kernel.dump(""))["missing"]
+    assert finding.why == "not in the kernel; the kernel refused: ENOBUFS"
+    assert bench.change(BLUE) == []
+    assert bench.compare() == []  # refused again: not a repair
+    bench.kernel.refuse = {}
+    assert bench.compare() == []
+    assert bench.shadow.failed == {}
+    assert bench.kernel.state == desired(bench.world.view())
+
+
+def test_a_vanished_link_is_noticed_with_its_time_and_forgotten_when_it_is_back():
+    bench = running()
+    bench.kernel.state.links.pop(names.veth(id_of("web")))
+    bench.compare(now=10.0)
+    bench.compare(now=20.0)
+    assert bench.shadow.vanished == {id_of("web"): 10.0}
+    assert bench.change(BLUE) == []
+    bench.plug("web")
+    bench.change(endpoints={BLUE: {id_of("web")}})  # attach says: the link is made anew
+    assert bench.shadow.vanished == {}
+    assert bench.kernel.state == desired(bench.world.view())
+
+
+def test_a_link_that_was_recorded_but_not_made_is_refused_once_and_taken_when_made():
+    bench = running()
+    id_ = bench.world.endpoint("new", BLUE, A, "10.1.0.3")
+    bench.change(BLUE)
+    assert {type(op) for op in bench.shadow.failed} == {ops.PutLink, ops.PutFdb}
+    assert bench.change(BLUE) == []
+    bench.plug("new")
+    bench.change(endpoints={BLUE: {id_}})
+    assert bench.kernel.state == desired(bench.world.view())
+    assert bench.shadow.failed == {}
+
+
+def test_endpoints_without_rows_are_missing_in_what_people_see():
+    bench = running()
+    del bench.world.hosts[B]
+    bench.compare()
+    (finding,) = bench.shadow.inspect(bench.world.view(), bench.kernel.dump(""))["missing"]
+    assert finding.object == "endpoint"
+    assert "host unknown yet" in finding.why
+
+
+def test_a_nexthop_that_another_network_uses_outlives_its_last_row_in_one():
+    bench = running()
+    bench.world.networks[RED] = OVERLAY
+    bench.world.endpoint("red-web", RED, A, "10.1.0.2")
+    bench.world.endpoint("red-db", RED, B, "10.1.0.66")
+    bench.plug("red-web")
+    bench.change(RED)
+    bench.world.release("red-db")
+    bench.change(endpoints={RED: {id_of("red-db")}})
+    assert bench.kernel.state == desired(bench.world.view())
+    assert bench.kernel.state.nexthops
+
+
+@pytest.mark.parametrize("goes", [0, 1])
+def test_when_one_of_two_claimants_goes_the_other_has_the_rows(goes):
+    bench = running()
+    rival = bench.world.endpoint("rival", BLUE, C, "10.1.0.66")
+    bench.change(endpoints={BLUE: {rival}})
+    assert bench.kernel.state == desired(bench.world.view())
+    names_ = sorted(["db", "rival"], key=id_of)
+    bench.world.release(names_[goes])
+    bench.change(endpoints={BLUE: {id_of(names_[goes])}})
+    assert bench.kernel.state == desired(bench.world.view())
+    left = names.endpoint_mac(id_of(names_[1 - goes]))
+    assert bench.kernel.state.neigh == {NeighKey("mo11111111", ip4("10.1.0.66")): left}
+
+
+def test_a_network_that_was_down_once_has_its_peers_rows_protected_again():
+    bench = running()
+    web = bench.world.endpoints[id_of("web")]
+    bench.world.release("web")
+    bench.change(endpoints={BLUE: {id_of("web")}}, deletions=False)
+    assert not bench.kernel.state.links
+    bench.world.endpoint("web", BLUE, A, *web.ips)
+    bench.plug("web")
+    bench.change(endpoints={BLUE: {id_of("web")}}, deletions=False)
+    bench.world.release("db")
+    bench.change(endpoints={BLUE: {id_of("db")}}, deletions=False)
+    assert NeighKey("mo11111111", ip4("10.1.0.66")) in bench.kernel.state.neigh
+
+
+def test_hosts_whose_nexthop_ids_move_get_all_their_rows_moved(monkeypatch):
+    monkeypatch.setattr(names, "_slot", lambda host: 7)
+    bench = Bench(blue_on_two_hosts(hosts={A: HOSTS[A], C: HOSTS[C]}))
+    bench.world.endpoint("cache", BLUE, C, "10.1.0.130")
+    bench.plug("web")
+    bench.compare()
+    bench.world.hosts[B] = HOSTS[B]  # sorts before C and takes its slot
+    bench.change(endpoints={BLUE: {id_of("db")}})
+    assert bench.kernel.state == desired(bench.world.view())
+    vias = {n.id: n.via for n in bench.kernel.state.nexthops.values() if n.via}
+    row = next(
+        k for k in bench.kernel.state.fdb if k.mac == names.endpoint_mac(id_of("cache")) and k.where == "self"
+    )
+    group = bench.kernel.state.fdb[row].nhid
+    assert vias[group - names.GROUP_OFFSET] == HOSTS[C].vtep
+
+
+# --- property ---------------------------------------------------------------------------------------------------
+NETWORKS = {BLUE: OVERLAY, RED: OVERLAY, LAN: BRIDGE}
+IPS = ["10.1.0.5", "10.1.0.6", "10.1.0.7"]
+STEPS = st.one_of(
+    st.tuples(
+        st.just("endpoint"),
+        st.sampled_from("abcd"),
+        st.sampled_from(sorted(NETWORKS)),
+        st.sampled_from([A, B, C]),
+        st.sampled_from(IPS),
+    ),
+    st.tuples(st.just("release"), st.sampled_from("abcd")),
+    st.tuples(st.just("host"), st.sampled_from([B, C]), st.sampled_from([None, "192.0.2.8", "192.0.2.1"])),
+    st.tuples(st.just("network"), st.sampled_from(sorted(NETWORKS)), st.booleans()),
+    st.tuples(st.just("compare")),
+)
+
+
+def take(bench, step, networks, endpoints):
+    """Do a step to the world and say which changes a daemon would announce."""
+    world = bench.world
+    match step:
+        case ("endpoint", name, network, host, ip):
+            if network == LAN and host != A:
+                return
+            if network not in world.networks:
+                return  # what then stays as it is has a test of its own
+            before = world.endpoints.get(id_of(name))
+            if before is not None:
+                endpoints.setdefault(before.network, set()).add(id_of(name))
+            moved_in = before is None or before.network != network or before.host != A
+            world.endpoint(name, network, host, ip)
+            if host == A and moved_in:
+                bench.plug(name)
+            endpoints.setdefault(network, set()).add(id_of(name))
+        case ("release", name):
+            before = world.endpoints.get(id_of(name))
+            world.release(name)
+            if before is not None:
+                endpoints.setdefault(before.network, set()).add(id_of(name))
+        case ("host", host, vtep):
+            world.hosts.pop(host, None)
+            if vtep:
+                world.hosts[host] = facts(ip4(vtep))
+            networks |= set(NETWORKS)
+        case ("network", network, there):
+            in_use = any(endpoint.network == network for endpoint in world.endpoints.values())
+            if there:
+                world.networks[network] = NETWORKS[network]
+            elif not in_use:
+                world.networks.pop(network, None)
+            networks.add(network)
+    for name in [name for name, link in bench.kernel.state.links.items() if link.alias == ""]:
+        if all(attachment.host_if != name for attachment in world.attachments.values()):
+            del bench.kernel.state.links[name]  # gone again before anybody saw it: attach rolls back
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.lists(st.tuples(STEPS, st.booleans()), min_size=5, max_size=40), st.booleans())
+def test_any_changes_in_any_batches_end_where_a_fresh_computation_would(steps, nhid):
+    world = World(nhid=nhid)
+    world.networks.update(NETWORKS)
+    bench = Bench(world)
+    bench.compare()
+    networks, endpoints = set(), {}
+    for step, flush in [*steps, (("none",), True)]:
+        take(bench, step, networks, endpoints)
+        if flush:
+            bench.change(*networks, endpoints=endpoints)
+            networks, endpoints = set(), {}
+            assert bench.shadow.failed == {}
+            assert bench.kernel.state == desired(world.view())
+            if step[0] == "compare":
+                assert bench.compare() == []  # the shadow was right about everything
+    assert bench.compare() == []
+    assert bench.kernel.state == desired(world.view())
+    assert all(
+        target != FdbTarget() or key.where == "master" for key, target in bench.kernel.state.fdb.items()
+    )
