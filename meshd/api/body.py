@@ -1,0 +1,57 @@
+"""From a request's bytes to a typed value, or to one line that names the field. Decides nothing but form;
+what the value means is the use case's business.
+"""
+
+import re
+from typing import TypeVar
+
+import msgspec
+
+from meshd import config
+from meshd.errors import BadRequest
+
+T = TypeVar("T")
+
+_NESTING = re.compile(rb'"(?:[^"\\]|\\.)*+"?|[\[{]|[\]}]', re.DOTALL)
+"""A string (closed or not) or one bracket. Linear: no branch can match what another has passed over."""
+
+
+def decode(body: bytes, form: type[T]) -> T:
+    """Decode a JSON body strictly into ``form``. Raises BadRequest, one line naming the field.
+
+    Depth is bounded before decoding, so that no parser's recursion is ever tried.
+    """
+    if not body:
+        raise BadRequest("the request has no body", "send a JSON object")
+    if depth(body, config.API_JSON_DEPTH) > config.API_JSON_DEPTH:
+        raise BadRequest(f"body: nested deeper than {config.API_JSON_DEPTH}")
+    try:
+        return msgspec.json.decode(body, type=form)
+    except msgspec.ValidationError as error:
+        raise BadRequest(_explain(str(error))) from None
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError, OverflowError, ValueError) as error:
+        raise BadRequest(f"body: not JSON: {error}") from None
+
+
+def depth(body: bytes, enough: int) -> int:
+    """Return how deep arrays and objects nest, strings skipped; looks no further once it is above ``enough``."""
+    deepest = level = 0
+    for match in _NESTING.finditer(body):
+        char = match.group()[:1]
+        if char in b"[{":
+            level += 1
+            deepest = max(deepest, level)
+            if deepest > enough:
+                break
+        elif char in b"]}":
+            level -= 1
+    return deepest
+
+
+def _explain(message: str) -> str:
+    """Turn msgspec's "Expected `int` - at `$.mtu`" into "mtu: expected `int`"."""
+    what, _, where = message.partition(" - at `$")
+    field = where.rstrip("`").lstrip(".")
+    if not field and (named := re.search(r"field `([^`]*)`", what)):
+        field, what = named.group(1), "unknown field" if "unknown field" in what else "missing"
+    return f"{field or 'body'}: {what[:1].lower()}{what[1:]}"

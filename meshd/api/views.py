@@ -1,0 +1,243 @@
+"""From the cluster's state to the contract's shapes. Looks things up and converts; changes nothing and knows no
+request.
+"""
+
+from collections import Counter
+from collections.abc import Iterable
+
+from meshd import __version__
+from meshd.api.shapes import (
+    AttachedShape,
+    BlockShape,
+    ClusterShape,
+    DiffShape,
+    EndpointShape,
+    FindingShape,
+    HostShape,
+    KernelShape,
+    KeysShape,
+    MemberShape,
+    NetworkDetail,
+    NetworkShape,
+    PlumbShape,
+    RouteShape,
+    StatusShape,
+    TokenShape,
+)
+from meshd.model import Endpoint, EndpointId, Item, text_id, text_ip, text_mac
+from meshd.plan.objects import Finding
+from meshd.shell import networks
+from meshd.shell.attach import Attached, mtu_of
+from meshd.shell.usecase import ClusterLike
+from meshd.state.layout import IndexSpace
+from meshd.swim.members import Member, State
+
+
+def member(cluster: ClusterLike, found: Member) -> MemberShape:
+    """Show one member."""
+    now, mine = cluster.now(), found.id == cluster.me
+    seen = 0.0 if mine else None if found.last_seen is None else round(max(0.0, now - found.last_seen), 3)
+    return MemberShape(
+        id=text_id(found.id),
+        name=found.facts.name,
+        address=found.address.host,
+        port=found.facts.port,
+        state=str(found.state),
+        incarnation=found.incarnation,
+        is_self=mine,
+        degraded=found.degraded,
+        restarting=found.restarting(now),
+        rtt_ms=None if found.rtt_s is None else round(found.rtt_s * 1000, 3),
+        version=found.facts.software,
+        last_seen_s=seen,
+    )
+
+
+def members(cluster: ClusterLike) -> list[MemberShape]:
+    """Show all members, by name, then id."""
+    ordered = sorted(cluster.members.values(), key=lambda m: (m.facts.name, m.id))
+    return [member(cluster, found) for found in ordered]
+
+
+def status(cluster: ClusterLike) -> StatusShape:
+    """Show this host, the cluster and the kernel in short."""
+    me = cluster.members[cluster.me]
+    states = Counter(found.state for found in cluster.members.values())
+    counts = cluster.reconciler.counts()
+    missing, stale = counts["missing"], counts["stale"]
+    return StatusShape(
+        ready=cluster.ready,
+        host=HostShape(text_id(cluster.me), me.facts.name, me.address.host),
+        cluster=ClusterShape(text_id(cluster.cluster_id), *(states[state] for state in State)),
+        digest=cluster.store.digest.hex(),
+        networks=len(cluster.networks),
+        endpoints=len(cluster.endpoints),
+        kernel=KernelShape(not missing and not stale, missing, stale),
+        keys=KeysShape(cluster.primary_key()[0]),
+        health=cluster.health(),
+        version=__version__,
+    )
+
+
+def all_networks(cluster: ClusterLike) -> list[NetworkShape]:
+    """Show all networks, ``none`` and ``host`` first, then by name."""
+    fixed = [
+        NetworkShape(name, "", name, "host", 0, [], [], 0, internal=name == "none", endpoints=0, state="up")
+        for name in networks.UNMANAGED
+    ]
+    shown, used = networks.shown(cluster), networks.counts(cluster.endpoints.values())
+    found = [
+        NetworkShape(*_network(cluster, item, shown[item.id], used[item.id]))
+        for item in networks.live(cluster)
+    ]
+    return fixed + sorted(found, key=lambda shape: shape.name)
+
+
+def network(cluster: ClusterLike, item: Item) -> NetworkDetail:
+    """Show all of one network."""
+    body = networks.facts(item)
+    used = sum(networks.users(cluster, item.id).values())
+    blocks = [
+        BlockShape(found.block, None if found.owner is None else cluster.host_name(found.owner), found.free)
+        for found in networks.blocks(cluster, item)
+    ]
+    return NetworkDetail(
+        *_network(cluster, item, networks.shown(cluster)[item.id], used),
+        creator=cluster.host_name(body.creator),
+        created=body.created_ms / 1000,
+        ip_range=list(body.ip_range),
+        exclude=list(body.exclude),
+        options=dict(body.options),
+        labels=dict(body.labels),
+        blocks=blocks,
+    )
+
+
+def _network(
+    cluster: ClusterLike, item: Item, shown: str, endpoints: int
+) -> tuple[str, str, str, str, int, list[str], list[str], int, bool, int, str]:
+    """Give NetworkShape's fields, in its order."""
+    body = networks.facts(item)
+    return (
+        shown,
+        text_id(item.id),
+        body.driver,
+        "host" if networks.is_local(item) else "global",
+        body.vni,
+        [subnet.cidr for subnet in body.subnets],
+        [subnet.gateway for subnet in body.subnets],
+        mtu_of(cluster, item),
+        body.internal,
+        endpoints,
+        "removing" if body.removing else "up",
+    )
+
+
+class EndpointView:
+    """Shows endpoints; looks names and prefix lengths up once for many."""
+
+    def __init__(self, cluster: ClusterLike) -> None:
+        self._cluster = cluster
+        self._shown = networks.shown(cluster)
+        self._spaces = {item.id: IndexSpace.of(item) for item in networks.live(cluster)}
+        self._failed = {found.id for found in cluster.members.values() if found.state == State.FAILED}
+
+    def show(self, endpoint_id: EndpointId, endpoint: Endpoint) -> EndpointShape:
+        """Show one endpoint."""
+        return EndpointShape(*self._fields(endpoint_id, endpoint))
+
+    def attached(self, found: Attached) -> AttachedShape:
+        """Show an endpoint of this host with what the caller has to do."""
+        return AttachedShape(*self._fields(found.id, found.endpoint), plumb=self._plumb(found))
+
+    def _fields(
+        self, endpoint_id: EndpointId, endpoint: Endpoint
+    ) -> tuple[str, str, str, str, list[str], list[str], str, str, str, list[str], str, str]:
+        """Give EndpointShape's fields, in its order."""
+        return (
+            text_id(endpoint_id),
+            self._shown.get(endpoint.network, text_id(endpoint.network)),
+            self._cluster.host_name(endpoint.host),
+            endpoint.name,
+            list(endpoint.aliases),
+            self._ips(endpoint),
+            text_mac(endpoint.mac),
+            endpoint.ifname,
+            "stale" if endpoint.host in self._failed else "up",
+            list(endpoint.published),
+            text_id(endpoint.host),
+            text_id(endpoint.network),
+        )
+
+    def _ips(self, endpoint: Endpoint) -> list[str]:
+        """Give the addresses with the prefix length of their subnet; of a network not heard of yet, its own."""
+        space = self._spaces.get(endpoint.network)
+        lengths = {prefix.version: prefix.prefixlen for prefix in space.prefixes} if space else {}
+        return [f"{text_ip(ip)}/{lengths.get(4 if len(ip) == 4 else 6, len(ip) * 8)}" for ip in endpoint.ips]
+
+    def _plumb(self, found: Attached) -> PlumbShape:
+        """Say what the caller has to do. An internal network has no way out, hence no default route."""
+        body = networks.facts(found.network)
+        routes = [] if body.internal else [RouteShape("default", subnet.gateway) for subnet in body.subnets]
+        return PlumbShape(
+            link=found.attachment.peer_if,
+            ifname=found.attachment.ifname,
+            mac=text_mac(found.endpoint.mac),
+            mtu=mtu_of(self._cluster, found.network),
+            addresses=self._ips(found.endpoint),
+            routes=routes,
+            ipv6=any(len(ip) > 4 for ip in found.endpoint.ips),
+            existing=not found.created,
+        )
+
+
+class EndpointFilter:
+    """Which endpoints a caller wants; None does not narrow. A namespace is one of this host's."""
+
+    def __init__(
+        self,
+        *,
+        network: bytes | None = None,
+        host: str | None = None,
+        netns_cookie: int | None = None,
+        boot_id: str | None = None,
+    ) -> None:
+        self.network = network
+        self.host = host
+        self.netns_cookie = netns_cookie
+        self.boot_id = boot_id
+
+    def select(self, cluster: ClusterLike) -> Iterable[tuple[EndpointId, Endpoint]]:
+        """Yield the endpoints wanted."""
+        for endpoint_id, endpoint in cluster.endpoints.items():
+            attachment = cluster.attachments.get(endpoint_id)
+            cookie, boot = (attachment.netns_cookie, attachment.boot_id) if attachment else (None, None)
+            if (
+                self.network in (None, endpoint.network)
+                and self.host in (None, cluster.host_name(endpoint.host), text_id(endpoint.host))
+                and self.netns_cookie in (None, cookie)
+                and self.boot_id in (None, boot)
+            ):
+                yield endpoint_id, endpoint
+
+
+def endpoints(cluster: ClusterLike, wanted: EndpointFilter) -> list[EndpointShape]:
+    """Show the endpoints wanted, by network, name and id."""
+    view = EndpointView(cluster)
+    found = [view.show(endpoint_id, endpoint) for endpoint_id, endpoint in wanted.select(cluster)]
+    return sorted(found, key=lambda shape: (shape.network, shape.name, shape.id))
+
+
+def diff(findings: dict[str, list[Finding]]) -> DiffShape:
+    """Show what desired and actual kernel state differ in."""
+    missing, stale, foreign = (
+        [FindingShape(found.object, found.what, found.why) for found in findings[key]]
+        for key in ("missing", "stale", "foreign")
+    )
+    return DiffShape(not missing and not stale, missing, stale, foreign)
+
+
+def token(cluster: ClusterLike) -> TokenShape:
+    """Show what a new host joins with: a secret."""
+    seeds = [str(address) for address in cluster.seeds()]
+    return TokenShape(seeds, cluster.primary_key()[1], list(cluster.settings.pools.v6))

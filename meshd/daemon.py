@@ -1,0 +1,322 @@
+"""The composition root: builds every part from the settings, runs them in one nursery, stops them in order.
+
+Start is recovery (design.md, section 7): load, adopt what the kernel holds, serve, then reconcile additive
+first. There is no clean-shutdown step that correctness needs.
+"""
+
+import contextlib
+import os
+import signal
+import socket
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from random import Random
+
+import structlog
+import trio
+
+from meshd import __version__
+from meshd import log as logging
+from meshd.api import server
+from meshd.config import (
+    HOUSEKEEPING_S,
+    LEAVE_LINGER_S,
+    RESTART_ANNOUNCED_S,
+    UNDERLAY_CHECK_S,
+    VANISHED_GRACE_S,
+    Settings,
+)
+from meshd.errors import ConfigError, MeshdError, StateError
+from meshd.kernel.namespace import Namespace
+from meshd.kernel.underlay import Underlay
+from meshd.model import FIRST_LOCAL_KIND, Address, EndpointId, HostFacts, HostId, Item, Key, MemberFacts
+from meshd.node import Node
+from meshd.plan import names
+from meshd.plan.ops import Op
+from meshd.shell import attach, identity, networks, space
+from meshd.shell.cluster import Cluster, cluster_id
+from meshd.shell.gossip import Gossip, bind, keep_junk_out
+from meshd.shell.journal import DiskWriter, Journal
+from meshd.shell.notify import notify
+from meshd.shell.reconcile import Reconciler
+from meshd.shell.streams import Streams
+from meshd.state.store import Store
+from meshd.wire import keys
+from meshd.wire.stream import Channel
+
+log = structlog.get_logger()
+
+
+def main(settings: Settings, source: Path) -> None:
+    """Run until SIGTERM, SIGINT or leave. Raises MeshdError for what an operator must mend."""
+    logging.configure(settings.log)
+    trio.run(_run, settings, source)
+
+
+async def _run(settings: Settings, source: Path) -> None:
+    state_dir, run_dir = Path(settings.host.state_dir), Path(settings.host.run_dir)
+    with _errors_one_by_one(), contextlib.ExitStack() as stack:
+        stack.callback(os.close, identity.lock(state_dir))
+        ring = load_ring(Path(settings.gossip.keyring), state_dir)
+        who = identity.load(
+            state_dir, keys.cluster_secret(ring.primary), os.urandom, _read("/etc/machine-id")
+        )
+        journal = Journal(state_dir)
+        entries = journal.load()
+        stack.callback(journal.close)
+        store = replay(entries, who.secret)
+        namespace = Namespace()
+        stack.callback(namespace.close)
+        underlay = namespace.underlay(settings.gossip.bind)
+        address = Address(underlay.address, settings.gossip.port)
+        udp = stack.enter_context(bind(address, socket.SOCK_DGRAM))
+        tcp = stack.enter_context(bind(address, socket.SOCK_STREAM))
+        for note in journal.notes:
+            log.warning("state", note=note)
+        name = settings.host.name or socket.gethostname()
+        facts = MemberFacts(
+            name=name, address=address.packed, port=address.port, session=os.urandom(16), software=__version__
+        )
+        mark = names.cluster_mark(cluster_id(who.secret))
+        disk = DiskWriter(journal)
+        cluster = Cluster(
+            me=who.host, settings=settings, store=store, disk=disk, entropy=os.urandom,
+            boot_id=_read("/proc/sys/kernel/random/boot_id"), mark=mark, secret=who.secret,
+            gossip_port=address.port, nhid=namespace.supports_fdb_nexthops(), kernel=namespace,
+        )  # fmt: skip
+        now = trio.current_time()
+        node = Node(
+            me=who.host, facts=facts, incarnation=time.time_ns() // 1_000_000, store=store, keyring=ring,
+            entropy=os.urandom, rng=Random(os.urandom(16)), now=now, wall_offset_s=time.time() - now,
+            seeds=[_seed(text) for text in settings.gossip.seeds],
+        )  # fmt: skip
+        keep_junk_out(udp, node.sealer.tag)
+        cluster.gossip = Gossip(node, udp, cluster.on_event)
+        listener = trio.SocketListener(trio.socket.from_stdlib_socket(tcp))
+        cluster.streams = Streams(cluster.gossip, lambda peer: _channel(node, facts.session, peer), listener)
+        watch = stack.enter_context(namespace.watch())
+        cluster.reconciler = Reconciler(
+            namespace, watch, cluster.view,
+            deletions_allowed=lambda: node.in_sync(cluster.now()), on_repair=lambda ops: _repaired(cluster, ops),
+        )  # fmt: skip
+        use_cases(cluster)
+        cluster.adopt(now)
+        if who.cloned:
+            cluster.alarm(
+                "cloned-image", "the state on this disk was another machine's: this host has a new identity"
+            )
+        await _serve(cluster, disk, underlay, name, run_dir, source)
+
+
+def use_cases(cluster: Cluster) -> None:
+    """Give the cluster the use cases that events start."""
+
+    async def release(endpoint: EndpointId) -> object:
+        return await attach.detach(cluster, endpoint)
+
+    async def gone(network: bytes) -> None:
+        await networks.on_endpoint_gone(cluster, network)
+
+    cluster.answer_block_ask = lambda peer, ask: space.answer_block_ask(cluster, peer, ask)
+
+    async def removed(network: Item) -> None:
+        await networks.keep_if_in_use(cluster, network)
+
+    cluster.release = release
+    cluster.network_removed = removed
+    cluster.endpoint_gone = gone
+
+
+async def _serve(
+    cluster: Cluster, disk: DiskWriter, underlay: Underlay, name: str, run_dir: Path, source: Path
+) -> None:
+    async with trio.open_nursery() as nursery:
+        cluster.start(nursery)
+        nursery.start_soon(disk.run, cluster.store.everything)
+        nursery.start_soon(cluster.gossip.run)
+        nursery.start_soon(cluster.streams.serve)
+        await cluster.publish_facts(host_facts(cluster, underlay, name))
+        await networks.ensure_default_bridge(cluster)
+        await attach.release_other_boots(cluster)
+        api = await server.open_api(cluster, run_dir)
+        nursery.start_soon(api.serve)
+        await cluster.reconciler.start()
+        nursery.start_soon(cluster.reconciler.run)
+        nursery.start_soon(_keep_house, cluster, name)
+        cluster.ready = True
+        log.info(
+            "ready", host=name, id=cluster.me.hex(), config=str(source), endpoints=len(cluster.attachments)
+        )
+        notify("READY=1", f"STATUS=host {name}, {len(cluster.alive())} hosts alive")
+        await _until_stopped(cluster)
+        notify("STOPPING=1")
+        await api.stop()
+        with trio.move_on_after(LEAVE_LINGER_S):
+            await disk.flush()
+        nursery.cancel_scope.cancel()
+
+
+async def _until_stopped(cluster: Cluster) -> None:
+    """Wait for SIGTERM, SIGINT or leave. The data plane is left as it is; only leave has emptied it."""
+
+    async def signalled(scope: trio.CancelScope) -> None:
+        with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
+            async for number in signals:
+                log.info("stopping", signal=signal.Signals(number).name)
+                cluster.node.restarting(cluster.now(), RESTART_ANNOUNCED_S)
+                cluster.gossip.pump()
+                scope.cancel()
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(signalled, nursery.cancel_scope)
+        await cluster.left.wait()
+        await cluster.reconciler.settled()
+        await trio.sleep(LEAVE_LINGER_S)  # whoever asks whether it was heard gets an answer
+        nursery.cancel_scope.cancel()
+
+
+async def _keep_house(cluster: Cluster, name: str) -> None:
+    """What nobody asks for but must happen: endpoints whose link is gone, tombstones, a changed underlay."""
+    checked = cluster.now()
+    moved: set[EndpointId] = set()
+    while True:
+        await trio.sleep(HOUSEKEEPING_S)
+        now = cluster.now()
+        try:
+            await attach.release_vanished(cluster, cluster.reconciler.vanished(now))
+            await attach.release_vanished(cluster, await _never_moved(cluster, moved))
+            await networks.finish_removals(cluster)
+            if cluster.node.in_sync(now):
+                for endpoint in _lost(cluster):
+                    log.info(
+                        "endpoint released: this host has no record of where it was", endpoint=endpoint.hex()
+                    )
+                    await cluster.release(endpoint)
+            await cluster.collect_tombstones()
+            if now - checked >= UNDERLAY_CHECK_S:
+                checked = now
+                underlay = await cluster.reconciler.in_kernel_thread(
+                    cluster.kernel.underlay, cluster.settings.gossip.bind
+                )
+                await cluster.publish_facts(host_facts(cluster, underlay, name))
+        except MeshdError as error:
+            log.warning("housekeeping", error=error.what)
+
+
+def _lost(cluster: Cluster) -> list[EndpointId]:
+    """List endpoints that peers say are here and of which this host has no attachment: its state was lost."""
+    return [
+        e
+        for e, endpoint in cluster.endpoints.items()
+        if endpoint.host == cluster.me and e not in cluster.attachments
+    ]
+
+
+async def _never_moved(cluster: Cluster, moved: set[EndpointId]) -> list[EndpointId]:
+    """List endpoints whose caller went away between our answer and moving the peer: it is still in our namespace.
+    ``moved`` remembers those whose peer has been seen to be gone, so that each is asked for only until then."""
+    old = cluster.wall_ms() - 1000 * VANISHED_GRACE_S
+    moved &= cluster.attachments.keys()
+    asked = {
+        attachment.peer_if: id_
+        for id_, attachment in cluster.attachments.items()
+        if id_ not in moved and id_ in cluster.endpoints and cluster.endpoints[id_].created_ms < old
+    }
+    if not asked:
+        return []
+    here = await cluster.reconciler.in_kernel_thread(cluster.kernel.links_exist, list(asked))
+    moved |= {id_ for name, id_ in asked.items() if name not in here}
+    return [asked[name] for name in sorted(here)]
+
+
+def host_facts(cluster: Cluster, underlay: Underlay, name: str) -> HostFacts:
+    """Say what this host is."""
+    return HostFacts(
+        name=name,
+        vtep=Address(underlay.address, 0).packed,
+        vxlan_port=cluster.settings.vxlan.port,
+        underlay_mtu=underlay.mtu,
+        routes=underlay.routes[:64],
+    )
+
+
+def replay(entries: list[Item | Key], secret: bytes) -> Store:
+    """Build the store that these journal entries describe, oldest first."""
+    store = Store(secret)
+    for entry in entries:
+        if isinstance(entry, Item):
+            store.merge(entry)
+        elif entry.kind >= FIRST_LOCAL_KIND:
+            store.drop(entry)
+    return store
+
+
+def load_ring(path: Path, state_dir: Path) -> keys.Keyring:
+    """Return the live keyring of state_dir; the first start makes it from the operator's file."""
+    live = state_dir / "keyring"
+    if live.exists():
+        try:
+            return keys.parse_keyring(live.read_text(), str(live))
+        except ConfigError as error:
+            raise StateError(
+                error.what, "restore it from a backup, or remove it: the [gossip] keyring seeds it"
+            ) from None
+    try:
+        text = path.read_text()
+    except FileNotFoundError:
+        raise ConfigError(
+            f"{path}: no such file", "run: meshctl init (first host) or meshctl join TOKEN"
+        ) from None
+    except OSError as error:
+        raise ConfigError(
+            f"{path}: cannot be read: {error.strerror}", "give it to the daemon's user"
+        ) from None
+    ring = keys.parse_keyring(text, str(path))
+    temporary = live.with_suffix(".tmp")
+    fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+    with os.fdopen(fd, "w") as file:
+        file.write(keys.format_keyring(ring))
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(live)
+    return ring
+
+
+def _channel(node: Node, session: bytes, peer: HostId | None) -> Channel:
+    ring = node.sealer.keyring
+    if peer is None:
+        return Channel.responder(node.me, session, ring, os.urandom)
+    return Channel.initiator(node.me, session, ring, os.urandom, peer)
+
+
+def _repaired(cluster: Cluster, ops: Sequence[Op]) -> None:
+    log.warning("kernel repaired", ops=len(ops), first=str(ops[0])[:200])
+    cluster.events.publish("kernel-repaired", count=len(ops), objects=[str(op)[:120] for op in ops[:8]])
+
+
+def _seed(text: str) -> Address:
+    host, _, port = text.rpartition(":")
+    return Address(host.strip("[]"), int(port))
+
+
+def _read(path: str) -> str:
+    try:
+        return Path(path).read_text().strip()
+    except OSError:
+        return ""
+
+
+@contextlib.contextmanager
+def _errors_one_by_one() -> Iterator[None]:
+    """Unwrap an exception group that holds one MeshdError, for the one line that main prints."""
+    try:
+        yield
+    except BaseExceptionGroup as group:
+        found = group.subgroup(MeshdError)
+        error: BaseException | None = found
+        while isinstance(error, BaseExceptionGroup):
+            error = error.exceptions[0]
+        if error is None:
+            raise
+        raise error from None

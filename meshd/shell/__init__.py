@@ -1,0 +1,1 @@
+"""The trio shells around the core: sockets, timers, disk, reconcile loop."""

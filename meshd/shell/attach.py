@@ -1,0 +1,312 @@
+"""Attach: the one way in which an endpoint comes to be, whoever asks (meshctl, CNI, CNM).
+
+It decides idempotency (one interface name in one namespace of this boot is one endpoint), then in this order:
+reserve an index in memory, make the veth pair, commit endpoint and attachment to disk, wait until the local rows
+stand, answer. Whatever fails is undone whole. The daemon never enters the namespace: the caller moves the peer
+there. Which address is chosen is shell/space.py's and state/addresses.py's business.
+"""
+
+import re
+from collections.abc import Iterable
+from typing import Annotated, NamedTuple
+
+import msgspec
+import trio
+
+from meshd.errors import BadRequest, Conflict, Unavailable
+from meshd.model import (
+    ID_BYTES,
+    Attachment,
+    Endpoint,
+    EndpointId,
+    Item,
+    Kind,
+    Network,
+    Version,
+    text_id,
+    text_mac,
+)
+from meshd.plan import desired, names, ops
+from meshd.plan.objects import Link
+from meshd.shell import networks, space
+from meshd.shell.detach import delete_link, detach, find, release, release_other_boots, release_vanished
+from meshd.shell.space import answer_block_ask
+from meshd.shell.usecase import ClusterLike
+from meshd.state.layout import IndexSpace
+
+__all__ = [
+    "AttachRequest",
+    "Attached",
+    "Netns",
+    "answer_block_ask",
+    "attach",
+    "detach",
+    "find",
+    "mtu_of",
+    "release_other_boots",
+    "release_vanished",
+]
+
+EndpointName = Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9]([A-Za-z0-9_.-]{0,62})\Z")]
+Ifname = Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9_.-]{1,15}\Z")]
+NO_IFNAMES = (".", "..", "lo", "all", "default")
+"""Names the kernel refuses, or that /proc/sys/net/ipv4/conf and every namespace have already."""
+
+MAC = re.compile(r"[0-9A-Fa-f]{2}(:[0-9A-Fa-f]{2}){5}")
+
+
+class Netns(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Names a network namespace beyond doubt: SO_NETNS_COOKIE and the boot it counts in; ``path`` is for people."""
+
+    cookie: Annotated[int, msgspec.Meta(ge=1, le=2**63 - 1)]
+    boot_id: Annotated[str, msgspec.Meta(min_length=1, max_length=255)]
+    path: Annotated[str, msgspec.Meta(max_length=4096)] = ""
+
+
+class AttachRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The body of POST /v1/endpoints. What is left out is chosen."""
+
+    network: Annotated[str, msgspec.Meta(min_length=1, max_length=255)]
+    netns: Netns
+    ifname: Ifname = "eth0"
+    name: EndpointName | None = None
+    aliases: Annotated[tuple[EndpointName, ...], msgspec.Meta(max_length=64)] = ()
+    ips: Annotated[tuple[Annotated[str, msgspec.Meta(max_length=64)], ...], msgspec.Meta(max_length=2)] = ()
+    mac: Annotated[str, msgspec.Meta(max_length=17)] | None = None
+
+
+class Attached(NamedTuple):
+    """An endpoint of this host, with all that the caller needs to finish it. ``created`` False: it was there."""
+
+    id: EndpointId
+    endpoint: Endpoint
+    attachment: Attachment
+    network: Item
+    created: bool
+
+
+async def attach(cluster: ClusterLike, request: AttachRequest) -> Attached:
+    """Attach a namespace to a network, or find that it is attached just so.
+
+    Raises BadRequest, NotFound, Conflict (naming the difference or the holder), Unavailable (no address, no
+    disk) or KernelError; nothing is left behind then.
+    """
+    _check(cluster, request)
+    place = (request.netns.cookie, request.ifname)
+    async with cluster.desk.place(place):
+        network = networks.resolve(cluster, request.network)
+        held = _held(cluster, *place)
+        if held is not None:
+            return _same(cluster, held, network, request)
+        facts = networks.facts(network)
+        if facts.removing:
+            raise Conflict(f"network {facts.name} is being removed", "choose another network")
+        if cluster.allocation_stopped:
+            raise Unavailable(
+                f"no address can be given: {cluster.allocation_stopped}", "meshctl status says more"
+            )
+        with cluster.desk.attaching(network.id, facts.name):
+            return await _make(cluster, network, facts, request)
+
+
+def _check(cluster: ClusterLike, request: AttachRequest) -> None:
+    """Refuse what no network could make true."""
+    if request.netns.boot_id != cluster.boot_id:
+        raise BadRequest(
+            "netns.boot_id: the namespace is of another boot or host", "ask the daemon of the host it is on"
+        )
+    if request.ifname in NO_IFNAMES:
+        raise BadRequest(
+            f"ifname: {request.ifname} cannot be an endpoint's interface", "use eth0 or the like"
+        )
+    if request.mac is not None:
+        parse_mac(request.mac)
+
+
+def parse_mac(text: str) -> bytes:
+    """Read a MAC: 6 bytes, unicast, not zero (IEEE 802, 8.2). Raises BadRequest."""
+    if not MAC.fullmatch(text):
+        raise BadRequest(f"mac: {text!r} is not of the form 02:42:ac:11:00:02")
+    mac = bytes.fromhex(text.replace(":", ""))
+    if mac[0] & 1 or not any(mac):
+        raise BadRequest(f"mac: {text} is not a unicast address", "the first byte must be even, such as 02")
+    return mac
+
+
+def _held(cluster: ClusterLike, cookie: int, ifname: str) -> EndpointId | None:
+    """Find the endpoint that has this interface name in this namespace."""
+    for endpoint_id, attachment in cluster.attachments.items():
+        of_this_boot = attachment.boot_id == cluster.boot_id
+        if of_this_boot and (attachment.netns_cookie, attachment.ifname) == (cookie, ifname):
+            return endpoint_id if endpoint_id in cluster.endpoints else None
+    return None
+
+
+def _same(cluster: ClusterLike, held: EndpointId, network: Item, request: AttachRequest) -> Attached:
+    """Answer with the endpoint that is there, if all that was asked for is true of it. Raises Conflict."""
+    endpoint, attachment = cluster.endpoints[held], cluster.attachments[held]
+    shown = networks.shown(cluster)
+    if endpoint.network != network.id:
+        what = f"{request.ifname} of this namespace is endpoint {endpoint.name} of network"
+        raise Conflict(
+            f"{what} {shown.get(endpoint.network, text_id(endpoint.network))}",
+            "use another --ifname, or detach it",
+        )
+    space_ = IndexSpace.of(network)
+    asked = {
+        "name": (request.name, endpoint.name),
+        "mac": (parse_mac(request.mac).hex(":") if request.mac else None, text_mac(endpoint.mac)),
+        "ip": (_text(space_, space_.index_of_all(request.ips)), _text(space_, endpoint.index)),
+        "alias": (_list(request.aliases), _list(endpoint.aliases)),
+    }
+    differing = [f"{key} is {is_}, not {want}" for key, (want, is_) in asked.items() if want and want != is_]
+    if differing:
+        what = f"{request.ifname} of this namespace is attached to network {request.network} already"
+        raise Conflict(f"{what}: {'; '.join(differing)}", "detach it first to change that")
+    return Attached(held, endpoint, attachment, network, created=False)
+
+
+def _text(space_: IndexSpace, index: int | None) -> str | None:
+    return None if index is None else ", ".join(text.partition("/")[0] for text in space_.texts(index))
+
+
+def _list(aliases: Iterable[str]) -> str:
+    return ", ".join(sorted(set(aliases)))
+
+
+async def _make(cluster: ClusterLike, network: Item, facts: Network, request: AttachRequest) -> Attached:
+    """Make a new endpoint; undo everything that was done if any of it fails."""
+    space_ = IndexSpace.of(network)
+    want = space_.index_of_all(request.ips)
+    endpoint_id = _fresh_id(cluster)
+    mac = _mac(cluster, network, endpoint_id, request.mac)
+    index = await space.reserve(cluster, network, space_, endpoint_id, want)
+    try:
+        endpoint = Endpoint(
+            network=network.id,
+            host=cluster.me,
+            name=request.name or f"ep-{text_id(endpoint_id)[: names.NAME_HEX]}",
+            index=index,
+            ips=space_.ips(index),
+            mac=mac,
+            ifname=request.ifname,
+            aliases=tuple(dict.fromkeys(request.aliases)),
+            created_ms=cluster.wall_ms(),
+        )
+        attachment = Attachment(
+            boot_id=request.netns.boot_id,
+            netns_cookie=request.netns.cookie,
+            netns_path=request.netns.path,
+            ifname=request.ifname,
+            host_if=names.veth(endpoint_id),
+            peer_if=names.peer(endpoint_id),
+        )
+        await _plug_in(cluster, network, endpoint_id, endpoint, attachment)
+    except BaseException:
+        if endpoint_id not in cluster.endpoints:
+            cluster.usage.unreserve(endpoint_id)
+        raise
+    await _stand(cluster, network, endpoint_id, attachment)
+    space.fetch_ahead(cluster, network)
+    return Attached(endpoint_id, endpoint, attachment, network, created=True)
+
+
+async def _plug_in(
+    cluster: ClusterLike,
+    network: Item,
+    endpoint_id: EndpointId,
+    endpoint: Endpoint,
+    attachment: Attachment,
+) -> None:
+    """Make the veth pair and commit; the pair goes again if the commit fails. Its master and rows are the
+    reconciler's, which may have to make the bridge first."""
+    mtu = mtu_of(cluster, network)
+    host_end = Link(attachment.host_if, "veth", names.alias(cluster.mark, network.id), mtu)
+    with cluster.reconciler.making(attachment.host_if):
+        await cluster.reconciler.in_kernel_thread(
+            cluster.kernel.create_veth, host_end, attachment.peer_if, endpoint.mac, mtu
+        )
+        try:
+            await cluster.commit(_born(cluster, network, endpoint_id, endpoint, attachment))
+        except BaseException:
+            if endpoint_id not in cluster.endpoints:
+                with trio.CancelScope(shield=True):
+                    await delete_link(cluster, attachment.host_if)
+            raise
+        finally:
+            cluster.reconciler.changed(network.id, endpoint_id)
+
+
+async def _stand(
+    cluster: ClusterLike, network: Item, endpoint_id: EndpointId, attachment: Attachment
+) -> None:
+    """Wait until the endpoint's bridge and local rows stand. Raises KernelError, and detaches again, where the
+    kernel refuses one: an endpoint that reaches nobody is worse than none."""
+    await networks.keep_if_in_use(cluster, network)
+    await cluster.reconciler.settled()
+    devices = {
+        attachment.host_if,
+        desired.bridge_name(network.id, networks.facts(network)),
+        names.vxlan(network.id),
+    }
+    for op, error in cluster.reconciler.failures().items():
+        if _device(op) in devices:
+            with trio.CancelScope(shield=True):
+                await release(cluster, [endpoint_id])
+                await delete_link(cluster, attachment.host_if)
+            raise error
+
+
+def _device(op: ops.Op) -> str | None:
+    """Name the device that an op makes or gives something local; None for all others (a row that leads to another
+    host is tried again, and `diff` shows it)."""
+    match op:
+        case ops.PutLink() | ops.RemakeLink():
+            return op.link.name
+        case ops.PutAddr():
+            return op.addr.dev
+        case ops.PutFdb() if op.target.local:
+            return op.key.dev
+    return None
+
+
+def mtu_of(cluster: ClusterLike, network: Item) -> int:
+    """Return the MTU of a network's links, in bytes."""
+    return desired.network_mtu(cluster.view(), networks.facts(network))
+
+
+def _born(
+    cluster: ClusterLike, network: Item, endpoint_id: EndpointId, endpoint: Endpoint, attachment: Attachment
+) -> list[Item]:
+    """Make the records of a new endpoint. Raises Conflict where its network has gone meanwhile."""
+    now = cluster.store.get(network.kind, network.id)
+    if now is None or now.dead or (isinstance(now.body, Network) and now.body.removing):
+        raise Conflict(f"network {networks.facts(network).name} was removed meanwhile")
+    version = Version(endpoint.created_ms, 0, cluster.me)
+    plugged = Item(Kind.ATTACHMENT, endpoint_id, version, attachment)
+    if networks.is_local(network):
+        return [Item(Kind.LOCAL_ENDPOINT, endpoint_id, version, endpoint), plugged]
+    told = Item(Kind.ENDPOINT, endpoint_id, version, endpoint, origin=cluster.me, seq=cluster.next_seq())
+    return [told, plugged]
+
+
+def _fresh_id(cluster: ClusterLike) -> EndpointId:
+    """Draw an id whose beginning, which device names carry, no endpoint of this host has."""
+    while True:
+        endpoint_id = cluster.entropy(ID_BYTES)
+        name = names.veth(endpoint_id)
+        if all(attachment.host_if != name for attachment in cluster.attachments.values()):
+            return endpoint_id
+
+
+def _mac(cluster: ClusterLike, network: Item, endpoint_id: EndpointId, wanted: str | None) -> bytes:
+    """Take the MAC asked for, unless somebody on the network has it, or derive one from the id."""
+    if wanted is None:
+        return names.endpoint_mac(endpoint_id)
+    mac = parse_mac(wanted)
+    if mac == names.gateway_mac(network.id):
+        raise Conflict(f"mac: {wanted} is the gateway's")
+    for other in cluster.endpoints.values():
+        if other.network == network.id and other.mac == mac:
+            raise Conflict(f"mac: {wanted} is endpoint {other.name}'s on {cluster.host_name(other.host)}")
+    return mac

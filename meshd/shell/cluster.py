@@ -1,0 +1,473 @@
+"""What this host knows and may do, in one object for the use cases: the store with the views derived from it,
+the one way to change it (``commit``: disk first, then everybody), and asking peers for address space.
+
+Every change to the store, whoever made it, comes through ``on_event`` once: views, journal, reconciler and the
+event bus are kept in step there and nowhere else.
+"""
+
+import hashlib
+import time
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+
+import msgspec
+import structlog
+import trio
+
+from meshd.config import BLOCK_ASK_TIMEOUT_S, Settings
+from meshd.errors import MeshdError, Unavailable
+from meshd.kernel.namespace import Namespace
+from meshd.messages import BlockAnswer, BlockAsk
+from meshd.model import (
+    Address,
+    Attachment,
+    Deed,
+    Endpoint,
+    EndpointId,
+    HostFacts,
+    HostId,
+    Item,
+    Key,
+    Kind,
+    Network,
+    NetworkId,
+    Removed,
+    Version,
+    text_id,
+    text_ip,
+)
+from meshd.node import (
+    Alarm,
+    BlockAnswered,
+    BlockAsked,
+    Changed,
+    FetchWanted,
+    Node,
+    NodeEvent,
+    StreamProbeWanted,
+    SyncWanted,
+)
+from meshd.plan.view import View
+from meshd.shell.desk import Desk
+from meshd.shell.events import EventBus
+from meshd.shell.gossip import Gossip
+from meshd.shell.journal import DiskWriter
+from meshd.shell.reconcile import Reconciler
+from meshd.shell.streams import Streams
+from meshd.state.deeds import DeedBook
+from meshd.state.store import Change, Store
+from meshd.state.usage import Usage
+from meshd.swim import events as swim
+from meshd.swim.members import Member
+from meshd.wire.codec import decode_item, encode_item
+from meshd.wire.keys import format_key
+
+log = structlog.get_logger()
+
+
+class Cluster:
+    """One host's view of the cluster and its hands."""
+
+    gossip: Gossip
+    streams: Streams
+    reconciler: Reconciler
+    answer_block_ask: Callable[[HostId, BlockAsk], Awaitable[BlockAnswer]]
+    release: Callable[[EndpointId], Awaitable[object]]
+    network_removed: Callable[[Item], Awaitable[None]]
+    endpoint_gone: Callable[[NetworkId], Awaitable[None]]
+
+    def __init__(
+        self,
+        *,
+        me: HostId,
+        settings: Settings,
+        store: Store,
+        disk: DiskWriter,
+        entropy: Callable[[int], bytes],
+        boot_id: str,
+        mark: str,
+        secret: bytes,
+        gossip_port: int,
+        nhid: bool,
+        kernel: Namespace,
+    ) -> None:
+        self.me = me
+        self.settings = settings
+        self.store = store
+        self.entropy = entropy
+        self.boot_id = boot_id
+        self.secret = secret
+        self.mark = mark
+        self.kernel = kernel
+        self.deeds = DeedBook()
+        self.usage = Usage()
+        self.events = EventBus(time.time)
+        self.alarms: dict[str, str] = {}
+        self.networks: dict[NetworkId, Network] = {}
+        self.endpoints: dict[EndpointId, Endpoint] = {}
+        self.hosts: dict[HostId, HostFacts] = {}
+        self.attachments: dict[EndpointId, Attachment] = {}
+        self.allocation_stopped = ""
+        self._disk = disk
+        self._nhid = nhid
+        self._gossip_port = gossip_port
+        self._durable: set[tuple[Key, Version]] = set()
+        self._sequence = store.own_sequence(me)
+        self._asks: dict[int, trio.MemorySendChannel[BlockAnswer]] = {}
+        self._nursery: trio.Nursery | None = None
+        self.desk = Desk()
+        self.ready = False
+        self.left = trio.Event()
+
+    # --- starting -------------------------------------------------------------------------------------------
+    def adopt(self, now: float) -> None:
+        """Derive all views from what the store holds; call once, before the first event."""
+        for item in self.store.everything():
+            self._derive(Change(item.key, item, None), now)
+
+    def start(self, nursery: trio.Nursery) -> None:
+        """Let events start tasks in ``nursery`` from now on."""
+        self._nursery = nursery
+
+    @property
+    def node(self) -> Node:
+        """The core."""
+        return self.gossip.node
+
+    @property
+    def cluster_id(self) -> bytes:
+        """What all hosts of this cluster share and may show: 16 bytes."""
+        return cluster_id(self.secret)
+
+    @property
+    def members(self) -> Mapping[HostId, Member]:
+        """Every host known, this one included."""
+        return self.node.swim.members
+
+    def background(self, job: Callable[..., Awaitable[object]], *args: object) -> None:
+        """Run something that nobody waits for; what it raises is logged, not fatal."""
+
+        async def guarded() -> None:
+            try:
+                await job(*args)
+            except MeshdError as error:
+                log.warning("background task failed", task=job.__name__, error=error.what)
+
+        self._spawn(guarded)
+
+    def health(self) -> list[str]:
+        """Return what an operator should see to, a line each."""
+        found = list(self.alarms.values())
+        if self.gossip.send_errors:
+            found.append(f"{self.gossip.send_errors} datagrams could not be sent since the start")
+        degraded = sorted(m.facts.name for m in self.members.values() if m.degraded)
+        if degraded:
+            found.append(f"UDP port {self._gossip_port} is blocked to or from: {', '.join(degraded)}")
+        return found
+
+    def seeds(self) -> list[Address]:
+        """Return addresses that a new host can join by: this host's, then up to two others'."""
+        here = Address.unpack(self.members[self.me].facts.address, self._gossip_port)
+        others = [m.address for m in self.members.values() if m.state == "alive" and m.id != self.me]
+        return [here, *others[:2]]
+
+    def primary_key(self) -> tuple[str, str]:
+        """Return the primary key's id and the key itself, as ``KEYID`` and ``KEYID:BASE64``."""
+        key = self.node.sealer.keyring.primary
+        return f"{key.id:04x}", format_key(key)
+
+    async def leave(self) -> None:
+        """Release this host's endpoints, say good-bye and stop the daemon. The data plane of other hosts drops
+        what was here."""
+        self.allocation_stopped = "this host is leaving the cluster"
+        for endpoint in [e for e, attachment in self.attachments.items() if attachment]:
+            await self.release(endpoint)
+        self.node.leave(self.now())
+        self.gossip.pump()
+        self.left.set()
+
+    def now(self) -> float:
+        """Monotonic seconds."""
+        return self.gossip.now()
+
+    def wall_ms(self) -> int:
+        """Unix milliseconds, for what people read and for incarnations."""
+        return time.time_ns() // 1_000_000
+
+    def view(self) -> View:
+        """What desired kernel state is computed from. The mappings are live."""
+        return View(
+            me=self.me,
+            cluster=self.mark,
+            networks=self.networks,
+            endpoints=self.endpoints,
+            hosts=self.hosts,
+            attachments=self.attachments,
+            nhid=self._nhid,
+            vxlan_port=self.settings.vxlan.port,
+            gossip_port=self._gossip_port,
+        )
+
+    # --- changing -------------------------------------------------------------------------------------------
+    async def commit(self, items: Sequence[Item], forget: Sequence[Key] = ()) -> None:
+        """Make items durable, then put them in the store and tell everybody; local keys in ``forget`` are
+        dropped in the same record. Raises Unavailable when the disk refuses: nothing has changed then. Once
+        begun it runs to its end, also when the caller is cancelled: what is on disk must be in the store."""
+        for item in items:
+            decode_item(
+                encode_item(item), local=True
+            )  # peers refuse a whole datagram for one field out of bounds
+        with trio.CancelScope(shield=True):
+            await self._disk.commit([*items, *forget])
+        for key in forget:
+            before = self.store.drop(key)
+            self._derive(Change(key, None, before), self.now())
+        self._put(items)
+
+    def _put(self, items: Sequence[Item]) -> None:
+        """Put items that are on disk already."""
+        self._durable |= {(item.key, item.version) for item in items}
+        self.node.put(items, self.now())
+        self.gossip.pump()
+
+    def next_seq(self) -> int:
+        """Return the number of this host's next ENDPOINT write; never given twice."""
+        self._sequence = max(self._sequence, self.store.own_sequence(self.me)) + 1
+        return self._sequence
+
+    async def collect_tombstones(self) -> None:
+        """Raise this host's floor when its tombstones outnumber what is alive."""
+        items = self.store.collect(self.me)
+        if items:
+            await self.commit(items)
+            self._sequence = max(self._sequence, self.store.own_sequence(self.me))
+
+    # --- address space --------------------------------------------------------------------------------------
+    async def ask_block(
+        self, owner: HostId, network: NetworkId, size: int, exact_start: int | None = None
+    ) -> list[Item]:
+        """Ask ``owner`` for part of its space; returns the deeds, already on our disk and in the store. Raises
+        Unavailable naming the owner and its reason."""
+        request = int.from_bytes(self.entropy(7), "big")
+        send, receive = trio.open_memory_channel[BlockAnswer](1)
+        self._asks[request] = send
+        name = self.host_name(owner)
+        try:
+            ask = BlockAsk(
+                request=request,
+                network=network,
+                size=size,
+                exact=exact_start is not None,
+                start=exact_start or 0,
+            )
+            self.node.send(owner, ask, self.now())
+            self.gossip.pump()
+            with trio.move_on_after(BLOCK_ASK_TIMEOUT_S):
+                answer = await receive.receive()
+                if answer.refusal:
+                    raise Unavailable(f"host {name} does not hand addresses on: {answer.refusal}")
+                deeds = [item for item in answer.deeds if isinstance(item.body, Deed)]
+                await self.commit(deeds)
+                return deeds
+        finally:
+            del self._asks[request]
+        raise Unavailable(
+            f"host {name} owns the addresses and does not answer; nothing was changed",
+            f"wait until {name} is back, or choose an address without --ip",
+        )
+
+    def alive(self) -> list[HostId]:
+        """Return the hosts that are alive, this one included."""
+        return sorted({self.me, *self.node.swim.alive_ids()})
+
+    def host_name(self, host: HostId) -> str:
+        """Name a host for people; an unknown one by the start of its id."""
+        facts = self.hosts.get(host)
+        if facts is not None:
+            return facts.name
+        member = self.node.swim.members.get(host)
+        return member.facts.name if member is not None else text_id(host)[:8]
+
+    # --- events ---------------------------------------------------------------------------------------------
+    def on_event(self, event: NodeEvent) -> None:
+        """Act on one thing that the core says has happened."""
+        match event:
+            case Changed():
+                self._changed(event)
+            case SyncWanted():
+                self._spawn(self.streams.sync, event.peer, event.address)
+            case FetchWanted():
+                self._spawn(self.streams.fetch, event.peer, event.address, event.keys)
+            case StreamProbeWanted():
+                self._spawn(self.streams.probe, event.peer, event.address, event.nonce)
+            case BlockAsked():
+                self._spawn(self._answer, event.peer, event.ask)
+            case BlockAnswered():
+                waiting = self._asks.get(event.answer.request)
+                if waiting is not None:
+                    waiting.send_nowait(event.answer)
+            case Alarm():
+                self.alarm(event.kind, event.text)
+            case _:
+                self._membership(event)
+
+    def alarm(self, kind: str, text: str) -> None:
+        """Show an operator something: in ``status``, in the log and as an event; the same one once."""
+        if self.alarms.get(kind) == text:
+            return
+        self.alarms[kind] = text
+        log.warning("alarm", kind=kind, text=text)
+        self.events.publish("conflict" if kind == "cloned" else "alarm", alarm=kind, text=text)
+        if kind in ("rolled-back", "cloned"):
+            self.allocation_stopped = text
+
+    def _spawn(self, function: Callable[..., Awaitable[None]], *args: object) -> None:
+        if self._nursery is not None:
+            self._nursery.start_soon(function, *args)
+
+    async def _answer(self, peer: HostId, ask: BlockAsk) -> None:
+        try:
+            answer = await self.answer_block_ask(peer, ask)
+        except MeshdError as error:
+            answer = BlockAnswer(request=ask.request, deeds=(), refusal=error.what[:200])
+        self.node.send(peer, answer, self.now())
+        self.gossip.pump()
+
+    def _changed(self, event: Changed) -> None:
+        change = event.change
+        item = change.item
+        if item is None:
+            self._disk.note(change.key)
+        elif (item.key, item.version) in self._durable:
+            self._durable.discard((item.key, item.version))
+        else:
+            self._disk.note(item)
+        self._derive(change, self.now())
+        self._announce(change)
+        before = change.before
+        if item is not None and item.dead and before is not None and isinstance(before.body, Network):
+            self.background(self.network_removed, before)  # an endpoint that lives on it here wins
+        if change.key == Key(Kind.HOST, self.me) and event.source is not None:
+            self._spawn(self._republish, change.item)
+
+    async def _republish(self, theirs: Item) -> None:
+        """A peer held a newer record of this host than our disk: say again what is true, above it."""
+        mine = self.own_facts
+        floor = max(mine.floor, theirs.body.floor if isinstance(theirs.body, HostFacts) else 0)
+        await self.publish_facts(msgspec.structs.replace(mine, floor=floor))
+
+    own_facts: HostFacts
+
+    async def publish_facts(self, facts: HostFacts) -> None:
+        """Tell everybody what this host is, if that is news; the floor is never lowered."""
+        held = self.store.get(Kind.HOST, self.me)
+        floor = max(facts.floor, self.store.floor(self.me))
+        self.own_facts = msgspec.structs.replace(facts, floor=floor)
+        if held is not None and held.body == self.own_facts and held.version.writer == self.me:
+            return
+        counter = held.version.counter + 1 if held is not None else 0
+        await self.commit([Item(Kind.HOST, self.me, Version(0, counter, self.me), self.own_facts)])
+
+    def _derive(self, change: Change, now: float) -> None:
+        """Bring the views in step with one change of the store."""
+        kind, item_id = change.key
+        item = change.item
+        body = item.body if item is not None and not item.dead else None
+        if item is not None:
+            self.usage.observe(item, now)
+        match kind:
+            case Kind.DEED if item is not None:
+                self.deeds.add(item)
+            case Kind.HOST:
+                _set(self.hosts, item_id, body if isinstance(body, HostFacts) else None)
+                self._dirty(None)
+            case Kind.NETWORK | Kind.LOCAL_NETWORK:
+                _set(self.networks, item_id, body if isinstance(body, Network) else None)
+                self._dirty(item_id)
+            case Kind.ENDPOINT | Kind.LOCAL_ENDPOINT:
+                before = self.endpoints.get(item_id)
+                endpoint = body if isinstance(body, Endpoint) else None
+                _set(self.endpoints, item_id, endpoint)
+                for network in {e.network for e in (before, endpoint) if e is not None}:
+                    self._dirty(network, item_id)
+                if before is not None and endpoint is None:
+                    self._spawn(self.endpoint_gone, before.network)
+            case Kind.ATTACHMENT:
+                _set(self.attachments, item_id, body if isinstance(body, Attachment) else None)
+
+    def _dirty(self, network: NetworkId | None, endpoint: EndpointId | None = None) -> None:
+        if self._nursery is not None:
+            self.reconciler.changed(network, endpoint)
+
+    def _announce(self, change: Change) -> None:
+        """Publish what people watch for."""
+        kind, item_id = change.key
+        now, before = change.item, change.before
+        was = before.body if before is not None and not before.dead else None
+        body = now.body if now is not None and not now.dead else None
+        match kind:
+            case Kind.NETWORK | Kind.LOCAL_NETWORK:
+                if isinstance(body, Network) and was is None:
+                    self.events.publish("network-created", network=body.name, id=text_id(item_id))
+                elif body is None and (isinstance(was, Network) or (now and isinstance(now.body, Removed))):
+                    name = was.name if isinstance(was, Network) else now.body.name  # type: ignore[union-attr]
+                    self.events.publish("network-removed", network=name, id=text_id(item_id))
+            case Kind.ENDPOINT | Kind.LOCAL_ENDPOINT:
+                if isinstance(body, Endpoint) and was is None:
+                    self.events.publish("endpoint-added", **self._endpoint_fields(item_id, body))
+                elif isinstance(body, Endpoint) and isinstance(was, Endpoint) and was.host != body.host:
+                    self.events.publish("endpoint-moved", **self._endpoint_fields(item_id, body))
+                elif body is None and isinstance(was, Endpoint):
+                    self.events.publish("endpoint-removed", **self._endpoint_fields(item_id, was))
+
+    def _endpoint_fields(self, item_id: EndpointId, endpoint: Endpoint) -> dict[str, object]:
+        network = self.networks.get(endpoint.network)
+        return {
+            "id": text_id(item_id),
+            "network": network.name if network is not None else text_id(endpoint.network),
+            "host": self.host_name(endpoint.host),
+            "name": endpoint.name,
+            "ips": [text_ip(ip) for ip in endpoint.ips],
+        }
+
+    def _membership(self, event: NodeEvent) -> None:
+        """Publish what happened to a member."""
+        match event:
+            case swim.MemberAlive():
+                self._publish_member("member-alive", event.id, was=event.was)
+            case swim.MemberSuspect():
+                self._publish_member("member-suspect", event.id, accuser=self.host_name(event.accuser))
+            case swim.MemberFailed():
+                self._publish_member("member-failed", event.id)
+            case swim.MemberLeft():
+                self._publish_member("member-left", event.id)
+            case swim.MemberChanged():
+                self._publish_member("member-changed", event.id, restarted=event.restarted)
+            case swim.MemberDegraded():
+                self._publish_member("member-degraded", event.id, degraded=event.degraded)
+            case swim.MemberRestarting():
+                self._publish_member("member-restarting", event.id, duration_s=event.duration_s)
+            case swim.Cloned():
+                where = text_ip(event.facts.address)
+                text = f"another daemon with this host's identity runs at {where}: this disk was cloned"
+                self.alarm("cloned", text)
+            case swim.Paused():
+                log.warning("this host was paused", seconds=round(event.duration_s, 3))
+            case swim.SelfAccused() | swim.WildClaim():
+                log.info("refuted", claim=type(event).__name__, incarnation=event.incarnation)
+
+    def _publish_member(self, kind: str, host: HostId, **fields: object) -> None:
+        name = self.host_name(host)
+        log.info(kind, host=name, id=text_id(host), **fields)
+        self.events.publish(kind, host=name, id=text_id(host), **fields)
+
+
+def cluster_id(secret: bytes) -> bytes:
+    """Derive the cluster's public id (16 bytes) from its secret."""
+    return hashlib.blake2b(b"meshd/1 cluster id", key=secret, digest_size=16).digest()
+
+
+def _set(mapping: dict, key: bytes, value: object | None) -> None:  # type: ignore[type-arg]
+    if value is None:
+        mapping.pop(key, None)
+    else:
+        mapping[key] = value

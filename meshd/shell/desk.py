@@ -1,0 +1,92 @@
+"""What attach and detach are in the middle of, in memory only: who waits for whom, and which network must not
+be removed meanwhile. Knows neither addresses nor the kernel.
+"""
+
+from collections import Counter
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from typing import TypeVar
+
+import trio
+
+from meshd.errors import Conflict
+from meshd.model import NetworkId
+
+K = TypeVar("K")
+
+Place = tuple[int, str]
+"""Cookie of a network namespace of this boot, and an interface name in it."""
+
+
+class Desk:
+    """One of these per daemon."""
+
+    def __init__(self) -> None:
+        self._locks: dict[Place, trio.Lock] = {}
+        self._attaching: Counter[NetworkId] = Counter()
+        self._fetching: set[NetworkId] = set()
+        self._asking: dict[NetworkId, trio.Lock] = {}
+        self._closing: set[NetworkId] = set()
+        self.planning = trio.Lock()
+        """Held from planning a network to its commit: two networks must not be planned onto one name or prefix."""
+
+    @asynccontextmanager
+    async def place(self, place: Place) -> AsyncIterator[None]:
+        """Have a place alone: two callers about one interface go one after the other, others do not wait."""
+        async with _alone(self._locks, place):
+            yield
+
+    @asynccontextmanager
+    async def asking(self, network: NetworkId) -> AsyncIterator[None]:
+        """Be the only one that asks owners for space in a network: what one is given serves those behind it."""
+        async with _alone(self._asking, network):
+            yield
+
+    @contextmanager
+    def attaching(self, network: NetworkId, name: str) -> Iterator[None]:
+        """Count an endpoint that is being made on a network. Raises Conflict while the network is removed."""
+        if network in self._closing:
+            raise Conflict(f"network {name} is being removed")
+        self._attaching[network] += 1
+        try:
+            yield
+        finally:
+            self._attaching[network] -= 1
+            if not self._attaching[network]:
+                del self._attaching[network]
+
+    @contextmanager
+    def closing(self, network: NetworkId, name: str) -> Iterator[None]:
+        """Let no endpoint be made on a network. Raises Conflict while one is."""
+        if self._attaching[network]:
+            raise Conflict(
+                f"an endpoint is being attached to network {name} just now", "detach it, then try again"
+            )
+        self._closing.add(network)
+        try:
+            yield
+        finally:
+            self._closing.discard(network)
+
+    @contextmanager
+    def fetching(self, network: NetworkId) -> Iterator[bool]:
+        """Say whether the caller is the only one that fetches space ahead for a network, and keep it so."""
+        first = network not in self._fetching
+        self._fetching.add(network)
+        try:
+            yield first
+        finally:
+            if first:
+                self._fetching.discard(network)
+
+
+@asynccontextmanager
+async def _alone(locks: dict[K, trio.Lock], key: K) -> AsyncIterator[None]:
+    """Hold the lock of ``key``, which exists only while somebody holds or wants it."""
+    lock = locks.setdefault(key, trio.Lock())
+    try:
+        async with lock:
+            yield
+    finally:
+        if not lock.locked() and locks.get(key) is lock:
+            del locks[key]

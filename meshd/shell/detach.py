@@ -1,0 +1,124 @@
+"""How an endpoint of this host goes: detached, vanished with its namespace, or left by an earlier boot. Decides the
+order: its record first, then its link, so that the address is free, after its rest, whatever the kernel does.
+"""
+
+from collections.abc import Iterable, Sequence
+
+import msgspec
+import structlog
+
+from meshd.config import TOMBSTONES_MIN
+from meshd.errors import Conflict, MeshdError, NotFound
+from meshd.model import Endpoint, EndpointId, Item, Key, Kind, Released, text_id
+from meshd.shell.usecase import ClusterLike
+
+log = structlog.get_logger("meshd.detach")
+
+
+def item_of(cluster: ClusterLike, endpoint_id: EndpointId) -> Item | None:
+    """Return an endpoint's item, dead or alive, whichever kind it is."""
+    found = cluster.store.get(Kind.ENDPOINT, endpoint_id)
+    return found if found is not None else cluster.store.get(Kind.LOCAL_ENDPOINT, endpoint_id)
+
+
+async def detach(cluster: ClusterLike, endpoint_id: EndpointId) -> bool:
+    """Detach an endpoint of this host; False where it is gone already.
+
+    Its record goes first, then its link: the address is free, after its rest, even if the kernel refuses, and a
+    link that no record explains is deleted by the reconciler. Raises Conflict for another host's endpoint.
+    """
+    endpoint, attachment = cluster.endpoints.get(endpoint_id), cluster.attachments.get(endpoint_id)
+    if endpoint is not None and endpoint.host != cluster.me:
+        host = cluster.host_name(endpoint.host)
+        raise Conflict(f"endpoint {endpoint.name} is on {host}, not on this host", f"detach it on {host}")
+    if endpoint is None and attachment is None:
+        return False
+    if attachment is None:
+        return await release(cluster, [endpoint_id])
+    async with cluster.desk.place((attachment.netns_cookie, attachment.ifname)):
+        gone = await release(cluster, [endpoint_id])
+        await delete_link(cluster, attachment.host_if)
+        await cluster.reconciler.settled()
+    return gone
+
+
+async def release(cluster: ClusterLike, endpoint_ids: Sequence[EndpointId]) -> bool:
+    """Commit the end of endpoints of this host in one record; False where there was none to end.
+
+    An endpoint that was written anew while the end was on its way to the disk is ended again.
+    """
+    ended = [item for endpoint_id in endpoint_ids if (item := _mine(cluster, endpoint_id)) is not None]
+    forget = [Key(Kind.ATTACHMENT, e) for e in endpoint_ids if e in cluster.attachments]
+    if ended or forget:
+        await cluster.commit(
+            [_end(cluster, item) for item in ended], [*forget, *_old_local_tombstones(cluster)]
+        )
+    while again := [item for old in ended if (item := _mine(cluster, old.id)) is not None]:
+        await cluster.commit([_end(cluster, item) for item in again])
+    return bool(ended)
+
+
+def _mine(cluster: ClusterLike, endpoint_id: EndpointId) -> Item | None:
+    """Return a live endpoint's item if the endpoint is on this host."""
+    item = item_of(cluster, endpoint_id)
+    if item is None or item.dead or not isinstance(item.body, Endpoint) or item.body.host != cluster.me:
+        return None
+    return item
+
+
+def _end(cluster: ClusterLike, item: Item) -> Item:
+    """Make the tombstone of a live endpoint: it names that incarnation, so it never ends a later one."""
+    if not isinstance(item.body, Endpoint):
+        raise TypeError("not a live endpoint item")
+    ended = msgspec.structs.replace(
+        item,
+        version=item.version._replace(counter=item.version.counter + 1, writer=cluster.me),
+        body=Released(item.body.network, item.body.index),
+        dead=True,
+    )
+    if item.kind == Kind.LOCAL_ENDPOINT:
+        return ended
+    return msgspec.structs.replace(ended, origin=cluster.me, seq=cluster.next_seq())
+
+
+def _old_local_tombstones(cluster: ClusterLike) -> list[Key]:
+    """Name this host's own tombstones to forget: nobody else hears of them, and how long an address rests is
+    counted in memory. Some are kept so that this is not done for every one."""
+    dead = [item.key for item in cluster.store.all(Kind.LOCAL_ENDPOINT) if item.dead]
+    return dead if len(dead) > TOMBSTONES_MIN else []
+
+
+async def delete_link(cluster: ClusterLike, name: str) -> None:
+    """Delete a host end. What the kernel refuses stays stale, and the reconciler's to try again."""
+    try:
+        await cluster.reconciler.in_kernel_thread(cluster.kernel.delete_link, name)
+    except MeshdError as error:
+        log.warning("link stays for now", link=name, error=error.what)
+
+
+async def release_vanished(cluster: ClusterLike, endpoint_ids: Iterable[EndpointId]) -> None:
+    """Release endpoints whose links vanished with their namespaces and that nobody detached in time."""
+    for endpoint_id in endpoint_ids:
+        endpoint = cluster.endpoints.get(endpoint_id)
+        if endpoint is not None and await detach(cluster, endpoint_id):
+            log.info("released: its link is gone", endpoint=text_id(endpoint_id), name=endpoint.name)
+
+
+async def release_other_boots(cluster: ClusterLike) -> int:
+    """Release what an earlier boot left: its namespaces ended with it. Call once, at start; returns how many."""
+    left = [e for e, attachment in cluster.attachments.items() if attachment.boot_id != cluster.boot_id]
+    if left:
+        await release(cluster, left)
+        log.info("released what an earlier boot left", endpoints=len(left))
+    return len(left)
+
+
+def find(cluster: ClusterLike, text: str) -> EndpointId:
+    """Find a live endpoint by its id in hex. Raises NotFound."""
+    try:
+        endpoint_id = bytes.fromhex(text)
+    except ValueError:
+        endpoint_id = b""
+    if endpoint_id not in cluster.endpoints:
+        raise NotFound(f"no endpoint {text[:80]!r}", "meshctl endpoint ls lists them")
+    return endpoint_id

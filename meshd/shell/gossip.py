@@ -1,0 +1,138 @@
+"""The only place that mutates a running Node: mutate, drain, arm one timer (stack.md, B1: aioquic, str0m).
+
+Datagrams are drained from the plain socket, up to DRAIN_PACKETS a wakeup with one checkpoint: ``await recvfrom``
+a packet costs three times as much (perf.md, 5).
+"""
+
+import ctypes
+import math
+import socket
+import struct
+from collections.abc import Callable
+
+import structlog
+import trio
+
+from meshd.config import DATAGRAM_MAX_BYTES, DRAIN_PACKETS, UDP_BUFFER_BYTES
+from meshd.errors import ConfigError
+from meshd.model import Address
+from meshd.node import Node, NodeEvent
+from meshd.wire import filter as packet_filter
+
+log = structlog.get_logger()
+
+_SO_ATTACH_FILTER = 26  # asm-generic/socket.h
+_INSTRUCTION_BYTES = 8  # struct sock_filter
+
+
+def bind(address: Address, kind: socket.SocketKind) -> socket.socket:
+    """Bind a non-blocking socket of ``kind`` to ``address``. Raises ConfigError in the operator's terms."""
+    family = socket.AF_INET6 if ":" in address.host else socket.AF_INET
+    sock = socket.socket(family, kind | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
+    try:
+        if kind == socket.SOCK_STREAM:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        else:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, UDP_BUFFER_BYTES)
+        sock.bind(tuple(address))
+        if kind == socket.SOCK_STREAM:
+            sock.listen(128)
+    except OSError as error:
+        sock.close()
+        proto = "TCP" if kind == socket.SOCK_STREAM else "UDP"
+        if error.errno == 98:  # EADDRINUSE
+            raise ConfigError(
+                f"gossip.port: {proto} {address} is in use by another program; nothing was started",
+                f"stop that program (ss -lpn 'sport = :{address.port}' shows it) or set another [gossip] port",
+            ) from None
+        raise ConfigError(
+            f"gossip.bind: cannot use {proto} {address}: {error.strerror}; nothing was started",
+            "set [gossip] bind to an address that this host has",
+        ) from None
+    return sock
+
+
+def keep_junk_out(sock: socket.socket, tag: bytes) -> None:
+    """Have the kernel drop what is no datagram to this session, before it wakes the process (wire/filter.py).
+    struct sock_fprog {unsigned short len; struct sock_filter *filter}; needs no privilege."""
+    packed = packet_filter.pack(packet_filter.program(tag))
+    buffer = ctypes.create_string_buffer(packed, len(packed))
+    head = struct.pack("@HP", len(packed) // _INSTRUCTION_BYTES, ctypes.addressof(buffer))
+    sock.setsockopt(socket.SOL_SOCKET, _SO_ATTACH_FILTER, head)
+
+
+class Gossip:
+    """UDP and the timer around one Node."""
+
+    def __init__(self, node: Node, sock: socket.socket, on_event: Callable[[NodeEvent], None]) -> None:
+        self.node = node
+        self._sock = sock
+        self._on_event = on_event
+        self._timer = trio.CancelScope()
+        self.send_errors = 0
+        self._pumping = False
+
+    def now(self) -> float:
+        """Monotonic seconds: the only clock the core sees."""
+        return trio.current_time()
+
+    def pump(self) -> None:
+        """Send what the node wants sent, act on what happened, and arm the one timer. Call after every change."""
+        if self._pumping:
+            return  # a handler below changed the node: the loop that called it goes round again
+        self._pumping = True
+        try:
+            while True:
+                datagrams, events = self.node.take_datagrams(), self.node.take_events()
+                if not (datagrams or events):
+                    break
+                for datagram, address in datagrams:
+                    self._send(datagram, address)
+                for event in events:
+                    self._on_event(event)
+        finally:
+            self._pumping = False
+        deadline = self.node.deadline()
+        self._timer.deadline = deadline if math.isfinite(deadline) else math.inf
+
+    def _send(self, datagram: bytes, address: Address) -> None:
+        try:
+            self._sock.sendto(datagram, tuple(address))
+        except OSError as error:  # a full buffer or no route: probes and digests notice what is missing
+            self.send_errors += 1
+            if self.send_errors & (self.send_errors - 1) == 0:
+                log.warning(
+                    "datagram not sent", to=str(address), error=error.strerror, times=self.send_errors
+                )
+
+    async def run(self) -> None:
+        """Receive and keep time, for ever."""
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._receive)
+            nursery.start_soon(self._keep_time)
+
+    async def _receive(self) -> None:
+        while True:
+            await trio.lowlevel.wait_readable(self._sock)
+            for _ in range(DRAIN_PACKETS):
+                try:
+                    datagram, source = self._sock.recvfrom(DATAGRAM_MAX_BYTES + 1)
+                except BlockingIOError:
+                    break
+                except OSError:  # an ICMP error of an earlier send: nothing was received
+                    continue
+                self.node.receive(datagram, Address(source[0], source[1]), self.now())
+            self.pump()
+
+    async def _keep_time(self) -> None:
+        self.pump()
+        while True:
+            self._timer = trio.CancelScope(deadline=self.node.deadline())
+            await self._sleep(self._timer)
+            self.node.tick(self.now())
+            self.pump()
+
+    async def _sleep(self, until: trio.CancelScope) -> None:
+        """Sleep until the scope's deadline, which ``pump`` moves meanwhile."""
+        with until:
+            await trio.sleep_forever()

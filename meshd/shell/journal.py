@@ -1,0 +1,305 @@
+"""What is on disk and when it is safe: an append-only journal and a snapshot (design.md, section 6, "Disk").
+
+state_dir/journal   magic, then records: length (4, big endian), crc32 of the body (4), crc32 of these 8 bytes (4),
+                    body
+state_dir/snapshot  magic, format (2), length of the body (8), sha256 of the body (32), body
+A body is a row of entries: length (4), then one byte saying what: an item that now stands, or a key forgotten.
+One record is one commit: after a crash all of it is there or none.
+
+A record that stops at the end of the file, or a tail of zeros, is a write that a crash cut short: it was never
+answered, and is cut off. Damage before the end is not: the daemon refuses to start and leaves the file as it is.
+The header has a checksum of its own, so that a rotten length is not taken for a cut that would drop all that
+follows. crc32 (zlib) finds torn and rotten records; nothing here defends against who can write to the disk.
+"""
+
+import contextlib
+import hashlib
+import os
+import struct
+import zlib
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+
+import trio
+
+from meshd.config import JOURNAL_MAX_BYTES
+from meshd.errors import StateError, Unavailable
+from meshd.model import Item, Key
+from meshd.wire.codec import decode_item, encode_item
+from meshd.wire.errors import WireError
+
+JOURNAL_MAGIC = b"meshdjn1"
+SNAPSHOT_MAGIC = b"meshdsn1"
+_RECORD = struct.Struct(">III")
+_SNAPSHOT = struct.Struct(">8sHQ32s")
+_FORMAT = 1
+_ENTRY = struct.Struct(">IB")
+_KEY = struct.Struct(">B16s")
+_ITEM, _FORGOTTEN = 1, 2
+
+Entry = Item | Key
+"""An item that now stands, or the key of one that is forgotten."""
+
+
+def pack_entries(entries: Iterable[Entry]) -> bytes:
+    """Encode entries as one body."""
+    parts = []
+    for entry in entries:
+        if isinstance(entry, Item):
+            body, what = encode_item(entry), _ITEM
+        else:
+            body, what = _KEY.pack(entry.kind, entry.id), _FORGOTTEN
+        parts.append(_ENTRY.pack(len(body), what) + body)
+    return b"".join(parts)
+
+
+def unpack_entries(body: bytes) -> Iterator[Entry]:
+    """Decode one body. Raises ValueError for anything that pack_entries did not write."""
+    offset = 0
+    while offset < len(body):
+        if offset + _ENTRY.size > len(body):
+            raise ValueError("entry header cut short")
+        length, what = _ENTRY.unpack_from(body, offset)
+        offset += _ENTRY.size
+        part = body[offset : offset + length]
+        offset += length
+        if len(part) != length:
+            raise ValueError("entry cut short")
+        if what == _ITEM:
+            try:
+                yield decode_item(part, local=True)
+            except WireError as error:
+                raise ValueError(f"item: {error.reason}") from None
+        elif what == _FORGOTTEN and length == _KEY.size:
+            yield Key(*_KEY.unpack(part))
+        else:
+            raise ValueError(f"entry of unknown sort {what}")
+
+
+def pack_record(body: bytes) -> bytes:
+    """Frame one body as a journal record."""
+    head = _RECORD.pack(len(body), zlib.crc32(body), 0)[:8]
+    return head + zlib.crc32(head).to_bytes(4, "big") + body
+
+
+def _record_at(data: bytes, offset: int) -> bytes | None:
+    """Return the body of the record at ``offset``; None where a crash cut it short. Raises ValueError on damage."""
+    start = offset + _RECORD.size
+    if start > len(data) or not any(data[offset:]):
+        return None
+    length, crc, head_crc = _RECORD.unpack_from(data, offset)
+    if zlib.crc32(data[offset : offset + 8]) != head_crc or length == 0:
+        raise ValueError(f"damaged at byte {offset} of {len(data)}")
+    body = data[start : start + length]
+    if len(body) < length or (zlib.crc32(body) != crc and start + length == len(data)):
+        return None
+    if zlib.crc32(body) != crc:
+        raise ValueError(f"damaged at byte {offset} of {len(data)}")
+    return body
+
+
+class Journal:
+    """The files of one state_dir. All methods block; ``DiskWriter`` calls them in a worker thread."""
+
+    def __init__(self, state_dir: Path) -> None:
+        self.directory = state_dir
+        self._path = state_dir / "journal"
+        self._snapshot = state_dir / "snapshot"
+        self._fd = -1
+        self.size = 0
+        self.cut_short = 0
+        self.notes: list[str] = []
+
+    def load(self) -> list[Entry]:
+        """Read everything, oldest first, and open the journal for appending. Raises StateError where a file is
+        damaged; nothing on disk is changed then."""
+        entries: list[Entry] = []
+        try:
+            entries += self._read_snapshot(self._snapshot)
+        except ValueError as error:
+            previous = self._snapshot.with_suffix(".prev")
+            if not previous.exists():
+                raise _damaged(self._snapshot, str(error)) from None
+            self.notes.append(f"{self._snapshot}: {error}; used {previous.name} and the journals since")
+            try:
+                entries = [
+                    *self._read_snapshot(previous),
+                    *self._read_journal(self._path.with_suffix(".prev"))[0],
+                ]
+            except ValueError as again:
+                raise _damaged(previous, str(again)) from None
+        try:
+            found, good = self._read_journal(self._path)
+        except ValueError as error:
+            raise _damaged(self._path, str(error)) from None
+        self._open(good)
+        return entries + found
+
+    def _read_snapshot(self, path: Path) -> list[Entry]:
+        if not path.exists():
+            return []
+        data = path.read_bytes()
+        if len(data) < _SNAPSHOT.size:
+            raise ValueError("shorter than its header")
+        magic, version, length, digest = _SNAPSHOT.unpack_from(data)
+        body = data[_SNAPSHOT.size :]
+        if magic != SNAPSHOT_MAGIC:
+            raise ValueError("not a meshd snapshot")
+        if version != _FORMAT:
+            raise ValueError(f"written in format {version}, this version reads {_FORMAT}")
+        if len(body) != length or hashlib.sha256(body).digest() != digest:
+            raise ValueError("checksum does not match")
+        return list(unpack_entries(body))
+
+    def _read_journal(self, path: Path) -> tuple[list[Entry], int]:
+        """Return the entries and how many bytes of the file are good."""
+        if not path.exists():
+            return [], 0
+        data = path.read_bytes()
+        if not JOURNAL_MAGIC.startswith(data[: len(JOURNAL_MAGIC)]):
+            raise ValueError("not a meshd journal")
+        if len(data) < len(JOURNAL_MAGIC):
+            return [], 0
+        entries: list[Entry] = []
+        offset = len(JOURNAL_MAGIC)
+        while offset < len(data):
+            body = _record_at(data, offset)
+            if body is None:
+                self.cut_short = len(data) - offset
+                self.notes.append(f"{path}: last {self.cut_short} bytes were cut short by a crash; dropped")
+                break
+            try:
+                entries += unpack_entries(body)
+            except ValueError as error:
+                raise ValueError(f"damaged at byte {offset}: {error}") from None
+            offset += _RECORD.size + len(body)
+        return entries, offset
+
+    def _open(self, good: int) -> None:
+        self._fd = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        if good < len(JOURNAL_MAGIC):
+            os.ftruncate(self._fd, 0)
+            os.write(self._fd, JOURNAL_MAGIC)
+            good = len(JOURNAL_MAGIC)
+        os.ftruncate(self._fd, good)
+        os.lseek(self._fd, good, os.SEEK_SET)
+        os.fsync(self._fd)
+        _sync_dir(self.directory)
+        self.size = good
+
+    def append(self, entries: Iterable[Entry]) -> None:
+        """Write one record and make it durable (fdatasync). Raises OSError; the file is then as it was."""
+        body = pack_entries(entries)
+        record = pack_record(body)
+        try:
+            written = 0
+            while written < len(record):
+                written += os.write(self._fd, record[written:])
+            os.fdatasync(self._fd)
+        except OSError:
+            with contextlib.suppress(OSError):
+                os.ftruncate(self._fd, self.size)
+                os.lseek(self._fd, self.size, os.SEEK_SET)
+            raise
+        self.size += len(record)
+
+    def compact(self, items: Iterable[Item]) -> None:
+        """Write a snapshot of ``items`` and start the journal anew; the files before are kept as ``.prev``."""
+        body = pack_entries(items)
+        temporary = self._snapshot.with_suffix(".tmp")
+        fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+        with os.fdopen(fd, "wb") as file:
+            file.write(_SNAPSHOT.pack(SNAPSHOT_MAGIC, _FORMAT, len(body), hashlib.sha256(body).digest()))
+            file.write(body)
+            file.flush()
+            os.fsync(file.fileno())
+        if self._snapshot.exists():
+            self._snapshot.replace(self._snapshot.with_suffix(".prev"))
+        temporary.replace(self._snapshot)
+        os.close(self._fd)
+        self._path.replace(self._path.with_suffix(".prev"))
+        self._open(0)
+
+    def close(self) -> None:
+        """Close the file; what was appended is already durable."""
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
+
+
+class DiskWriter:
+    """Commits from many tasks, written together: one fdatasync serves all that waited for it."""
+
+    def __init__(self, journal: Journal) -> None:
+        self._journal = journal
+        self._entries: list[Entry] = []
+        self._waiters: list[_Waiter] = []
+        self._wake = trio.Event()
+
+    async def commit(self, entries: Iterable[Entry]) -> None:
+        """Return when ``entries`` are on disk. Raises Unavailable when the disk refuses; they are not, then."""
+        waiter = _Waiter(list(entries))
+        self._waiters.append(waiter)
+        self._wake.set()
+        await waiter.done.wait()
+        if waiter.error is not None:
+            raise Unavailable(
+                f"the state could not be written to disk: {waiter.error.strerror}; nothing was changed",
+                f"free space on, or repair, the file system of {self._journal.directory}",
+            ) from waiter.error
+
+    def note(self, entry: Entry) -> None:
+        """Write ``entry`` with the next commit or soon: what peers said can be learnt from them again."""
+        self._entries.append(entry)
+        self._wake.set()
+
+    async def run(self, everything: Callable[[], Iterable[Item]]) -> None:
+        """Write what comes, for ever. ``everything`` gives all items when the journal has grown too long."""
+        while True:
+            await self._wake.wait()
+            self._wake = trio.Event()
+            await self._write()
+            if self._journal.size > JOURNAL_MAX_BYTES:
+                await trio.to_thread.run_sync(self._journal.compact, list(everything()))
+
+    async def _write(self) -> None:
+        waiters, self._waiters = self._waiters, []
+        noted, self._entries = self._entries, []
+        batch = [entry for waiter in waiters for entry in waiter.entries]
+        if not (noted or batch):
+            return
+        error: OSError | None = None
+        try:
+            await trio.to_thread.run_sync(self._journal.append, noted + batch)
+        except OSError as refused:
+            error = refused
+            self._entries = noted + self._entries
+        for waiter in waiters:
+            waiter.error = error
+            waiter.done.set()
+
+    async def flush(self) -> None:
+        """Write what is noted, now: the daemon is stopping."""
+        await self._write()
+
+
+class _Waiter:
+    def __init__(self, entries: list[Entry]) -> None:
+        self.entries = entries
+        self.done = trio.Event()
+        self.error: OSError | None = None
+
+
+def _damaged(path: Path, what: str) -> StateError:
+    return StateError(
+        f"{path}: {what}; nothing was changed",
+        "restore the file from a backup, or move it aside: the host then learns from its peers what it gave away",
+    )
+
+
+def _sync_dir(path: Path) -> None:
+    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)

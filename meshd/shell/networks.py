@@ -1,0 +1,209 @@
+"""Makes, finds and removes networks. Decides when a network may go and what happens when an endpoint was attached
+elsewhere at that moment; what a network looks like is state/networks.py's business.
+
+Removal without a coordinator: whoever removes a network writes its tombstone. A host that has a live endpoint on
+it at that moment writes the network anew above the tombstone, marked ``removing``: it takes no new endpoints,
+and when its last one is gone every host that sees this writes the same tombstone. Both records follow from what
+they replace, so that hosts which act at once write one record and not many.
+"""
+
+from collections import Counter
+from collections.abc import Iterable
+
+import msgspec
+
+from meshd.errors import BadRequest, Conflict, Unavailable
+from meshd.model import ID_BYTES, Endpoint, HostId, Item, Kind, Network, NetworkId, Removed, Version
+from meshd.plan.names import NAME_HEX
+from meshd.shell.usecase import ClusterLike
+from meshd.state import lookup
+from meshd.state.addresses import BlockView, blocks_view
+from meshd.state.blocks import deal, genesis
+from meshd.state.deeds import DeedBook
+from meshd.state.layout import IndexSpace
+from meshd.state.networks import BUILTIN_NAMES, KIND_OF_DRIVER, NetworkRequest, plan_network
+
+KINDS = (Kind.NETWORK, Kind.LOCAL_NETWORK)
+DEFAULT_BRIDGE = "bridge"
+UNMANAGED = ("none", "host")
+"""Networks that are only names: nothing to attach to, nothing programmed."""
+
+
+def live(cluster: ClusterLike) -> list[Item]:
+    """Return all live networks, the cluster's and this host's own."""
+    return [item for kind in KINDS for item in cluster.store.live(kind)]
+
+
+def resolve(cluster: ClusterLike, name_or_id: str) -> Item:
+    """Find a network by shown name or id. Raises NotFound, Conflict, or BadRequest for ``none`` and ``host``."""
+    if name_or_id in UNMANAGED:
+        raise BadRequest(
+            f"network {name_or_id} is not managed by meshd",
+            "name an overlay or bridge network; meshctl network ls",
+        )
+    return lookup.resolve(name_or_id, live(cluster))
+
+
+def shown(cluster: ClusterLike) -> dict[NetworkId, str]:
+    """Give every live network the name it is shown by."""
+    return lookup.display_names(live(cluster))
+
+
+def facts(item: Item) -> Network:
+    """Return a live network item's body."""
+    if not isinstance(item.body, Network):
+        raise TypeError("not a live network item")
+    return item.body
+
+
+def is_local(item: Item) -> bool:
+    """Whether the network exists on this host only."""
+    return item.kind == Kind.LOCAL_NETWORK
+
+
+def book_for(cluster: ClusterLike, item: Item, space: IndexSpace) -> DeedBook:
+    """Return who owns a network's space. A network of this host alone needs no deeds: all of it is this host's."""
+    if not is_local(item):
+        return cluster.deeds
+    book = DeedBook()
+    book.add(genesis(item.id, space.size, cluster.me, ()))
+    return book
+
+
+def blocks(cluster: ClusterLike, item: Item) -> list[BlockView]:
+    """List a network's space with owners and free addresses."""
+    space = IndexSpace.of(item)
+    return blocks_view(space, book_for(cluster, item, space), cluster.usage)
+
+
+async def create_network(cluster: ClusterLike, request: NetworkRequest, *, builtin: bool = False) -> Item:
+    """Make a network; for an overlay the deeds of its space go with it in one commit.
+
+    Raises BadRequest, Conflict or Unavailable, with nothing changed.
+    """
+    async with cluster.desk.planning:
+        if cluster.allocation_stopped and not builtin:
+            raise Unavailable(
+                f"no network can be made: {cluster.allocation_stopped}", "meshctl status says more"
+            )
+        network_id = _fresh_id(cluster)
+        network = plan_network(
+            request,
+            network_id,
+            creator=cluster.me,
+            created_ms=cluster.wall_ms(),
+            networks=live(cluster),
+            hosts=cluster.hosts,
+            pools=cluster.settings.pools,
+            secret=cluster.secret,
+            builtin=builtin,
+        )
+        item = Item(KIND_OF_DRIVER[network.driver], network_id, Version(0, 0, cluster.me), network)
+        items = [item]
+        if not is_local(item):
+            space, alive = IndexSpace.of(item), cluster.alive()
+            root = genesis(network_id, space.size, cluster.me, alive)
+            items += [root, *deal(root, space, alive)]
+        await cluster.commit(items)
+    if is_local(item) and not builtin:  # the daemon makes its own before the reconciler runs
+        await cluster.reconciler.settled()
+    return item
+
+
+def _fresh_id(cluster: ClusterLike) -> NetworkId:
+    """Draw an id whose beginning, which device names carry, no network here has had."""
+    taken = {item.id.hex()[:NAME_HEX] for kind in KINDS for item in cluster.store.all(kind)}
+    while True:
+        network_id = cluster.entropy(ID_BYTES)
+        if network_id.hex()[:NAME_HEX] not in taken:
+            return network_id
+
+
+async def ensure_default_bridge(cluster: ClusterLike) -> Item:
+    """Return this host's ``bridge`` network, made at its first start. Raises Unavailable: no prefix is free."""
+    for item in cluster.store.live(Kind.LOCAL_NETWORK):
+        if facts(item).name == DEFAULT_BRIDGE:
+            return item
+    return await create_network(cluster, NetworkRequest(DEFAULT_BRIDGE, "bridge"), builtin=True)
+
+
+async def remove_network(cluster: ClusterLike, name_or_id: str) -> Item:
+    """Remove a network without endpoints. Raises Conflict naming who still uses it, NotFound, BadRequest."""
+    if name_or_id in BUILTIN_NAMES:
+        raise BadRequest(f"network {name_or_id} always exists")
+    async with cluster.desk.planning:
+        item = resolve(cluster, name_or_id)
+        name = facts(item).name
+        if is_local(item) and name in BUILTIN_NAMES:
+            raise BadRequest(f"network {name} always exists")
+        with cluster.desk.closing(item.id, name):
+            using = users(cluster, item.id)
+            if using:
+                total, told = sum(using.values()), ", ".join(_told(cluster, using))
+                raise Conflict(
+                    f"network {name} has {total} endpoint{'s' if total > 1 else ''}, on {told}",
+                    f"detach them first; meshctl endpoint ls --network {name} lists them",
+                )
+            await cluster.commit([_tombstone(item)])
+    return item
+
+
+def users(cluster: ClusterLike, network: NetworkId) -> Counter[HostId]:
+    """Count a network's live endpoints by host."""
+    return Counter(endpoint.host for endpoint in cluster.endpoints.values() if endpoint.network == network)
+
+
+def _told(cluster: ClusterLike, using: Counter[HostId]) -> list[str]:
+    """Say which hosts use a network, most endpoints first."""
+    most = sorted(
+        ((count, cluster.host_name(host)) for host, count in using.items()), key=lambda u: (-u[0], u[1])
+    )
+    told = [f"{name} ({count})" for count, name in most[:HOSTS_NAMED]]
+    return told + ([f"{len(most) - HOSTS_NAMED} more hosts"] if len(most) > HOSTS_NAMED else [])
+
+
+HOSTS_NAMED = 5  # in one line of an error
+
+
+def _tombstone(item: Item) -> Item:
+    """Make the tombstone that follows from a live network item: the same whoever makes it."""
+    version = Version(0, item.version.counter + 1, item.version.writer)
+    return Item(item.kind, item.id, version, Removed(facts(item).name), dead=True)
+
+
+async def keep_if_in_use(cluster: ClusterLike, before: Item) -> None:
+    """Call when the live item ``before`` was replaced by a tombstone: where this host has a live endpoint on the
+    network, the endpoint wins and the network is kept, ``removing``.
+    """
+    now = cluster.store.get(before.kind, before.id)
+    if now is None or not now.dead or not isinstance(before.body, Network):
+        return
+    if not users(cluster, before.id)[cluster.me]:
+        return
+    version = Version(0, now.version.counter + 1, now.version.writer)
+    kept = msgspec.structs.replace(before.body, removing=True)
+    await cluster.commit([Item(before.kind, before.id, version, kept)])
+
+
+async def on_endpoint_gone(cluster: ClusterLike, network: NetworkId) -> None:
+    """Call when an endpoint of a network is gone: a network that is being removed goes with its last."""
+    for kind in KINDS:
+        item = cluster.store.get(kind, network)
+        if (
+            item is not None
+            and isinstance(item.body, Network)
+            and item.body.removing
+            and not users(cluster, network)
+        ):
+            await cluster.commit([_tombstone(item)])
+
+
+async def finish_removals(cluster: ClusterLike) -> None:
+    """Remove what was being removed when the daemon stopped; call once, at start."""
+    for item in live(cluster):
+        await on_endpoint_gone(cluster, item.id)
+
+
+def counts(endpoints: Iterable[Endpoint]) -> Counter[NetworkId]:
+    """Count endpoints by network."""
+    return Counter(endpoint.network for endpoint in endpoints)

@@ -1,0 +1,267 @@
+"""Keep the kernel as the cluster's state wants it, whoever changes either: start is recovery, every change is
+applied at once, and kernel events and a timer lead to a full comparison (design.md, section 7).
+
+Decides *when*: what each change requires is plan/shadow.py's, how it is done the namespace's. Working it out and
+doing it happen in one worker thread at a time, from a copy of the state: gossip never waits for the kernel nor
+for 10,000 endpoints, and no dump races with a write. It must not know records, nor where permission to delete
+what peers' records explain comes from.
+"""
+
+import math
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Protocol, TypeVar, TypeVarTuple
+
+import trio
+
+from meshd.config import (
+    COMPARE_REST,
+    DELETIONS_ASKED_S,
+    DUMP_AGAIN_S,
+    EVENT_SETTLE_S,
+    RECONCILE_S,
+    VANISHED_GRACE_S,
+)
+from meshd.errors import KernelError
+from meshd.kernel.watch import KernelEvent, Overrun
+from meshd.model import EndpointId, NetworkId
+from meshd.plan import names
+from meshd.plan.objects import Dump, Finding
+from meshd.plan.ops import Op
+from meshd.plan.shadow import Shadow
+from meshd.plan.view import View
+
+T = TypeVar("T")
+Args = TypeVarTuple("Args")
+
+
+class Namespace(Protocol):
+    """What this file needs of meshd.kernel.namespace.Namespace. Both calls block."""
+
+    def dump(self, cluster_mark: str) -> Dump:
+        """Read what the kernel holds. Raises KernelError."""
+        ...
+
+    def apply(self, ops: Sequence[Op]) -> list[tuple[Op, KernelError]]:
+        """Carry ops out in order; return those refused. One that is refused does not stop the others."""
+        ...
+
+
+class Reconciler:
+    """Level-triggered: it compares states and forgets how they came about, so nothing depends on having seen
+    every event. ``trouble``: why the last dump failed, if it did."""
+
+    def __init__(
+        self,
+        namespace: Namespace,
+        events: AsyncIterator[KernelEvent | Overrun],
+        view: Callable[[], View],
+        *,
+        deletions_allowed: Callable[[], bool],
+        on_repair: Callable[[Sequence[Op]], None],
+    ) -> None:
+        """``view``: the state now; its mappings are copied. ``deletions_allowed``: in sync with peers, so that
+        what no record explains is really gone. ``on_repair``: told of ops that put right what somebody else
+        had changed, once carried out.
+        """
+        self._namespace = namespace
+        self._events = events
+        self._view = view
+        self._deletions_allowed = deletions_allowed
+        self._on_repair = on_repair
+        self._kernel_work = trio.CapacityLimiter(1)
+        self._shadow = Shadow()  # touched only by the thread that holds the limiter
+        self._failed: dict[Op, KernelError] = {}  # copies of what it said last
+        self._vanished: dict[EndpointId, float] = {}
+        self._counts = {"missing": 0, "stale": 0}
+        self._withheld = False
+        self._dirty: set[NetworkId] = set()
+        self._dirty_endpoints: dict[NetworkId, set[EndpointId]] = {}
+        self._all_dirty = False
+        self._making: set[str] = set()
+        self._marked = self._applied = 0  # how often ``changed`` was called, and how many of those are done
+        self._progress = trio.Event()
+        self._wake = trio.Event()
+        self._compare_at = math.inf  # monotonic seconds: the comparison that events asked for
+        self._quiet_by = math.inf  # a burst of events delays it no further than this
+        self._started = self._compared = (
+            self._ask_at
+        ) = -math.inf  # of the last comparison; of the next question
+        self.trouble: KernelError | None = None
+
+    async def start(self) -> None:
+        """Read the kernel, adopt what is there and add what is missing; delete nothing. Raises KernelError if
+        the kernel cannot be read."""
+        await self._compare(deletions=False)
+        if self.trouble is not None:
+            raise self.trouble
+
+    async def run(self) -> None:
+        """Reconcile for ever; after ``start``."""
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._listen)
+            while True:
+                await self._step()
+
+    def changed(self, network_id: NetworkId | None = None, endpoint_id: EndpointId | None = None) -> None:
+        """Say that the view changed; what follows from it is applied at once.
+
+        With ``endpoint_id`` only that endpoint of the network did, which costs its own rows however large the
+        network is; with a local endpoint's id also that its link has just been made. Without it, anything about
+        the network; without ``network_id``, anything at all (a host's record, say).
+        """
+        self._marked += 1
+        if network_id is None:
+            self._all_dirty = True
+        elif endpoint_id is None:
+            self._dirty.add(network_id)
+        else:
+            self._dirty_endpoints.setdefault(network_id, set()).add(endpoint_id)
+        self._wake.set()
+
+    async def settled(self) -> None:
+        """Wait until everything marked so far has been carried out or refused (see ``failures``)."""
+        target = self._marked
+        while self._applied < target:
+            await self._progress.wait()
+
+    async def diff(self) -> dict[str, list[Finding]]:
+        """Compare with a fresh dump: ``missing``, ``stale``, ``foreign``. Raises KernelError if there is none."""
+        while True:
+            await self.settled()
+            marked, view = self._marked, self._view().frozen()
+            found = await self.in_kernel_thread(self._inspect, view)
+            if marked == self._marked:  # else the view may be older than what the dump saw
+                return found
+
+    @contextmanager
+    def making(self, link: str) -> Iterator[None]:
+        """Have a device left alone that no record explains yet: attach makes the link before it records the
+        endpoint. Call ``changed`` before leaving."""
+        self._making.add(link)
+        try:
+            yield
+        finally:
+            self._making.discard(link)
+
+    async def in_kernel_thread(self, function: Callable[[*Args], T], *args: *Args) -> T:
+        """Run blocking kernel work (making a veth pair, say) in turn with the reconciler's own."""
+        return await trio.to_thread.run_sync(function, *args, limiter=self._kernel_work)
+
+    def vanished(self, now: float) -> list[EndpointId]:
+        """List local endpoints whose link has been missing for VANISHED_GRACE_S at ``now`` (trio's clock)."""
+        return [id_ for id_, since in self._vanished.items() if now - since >= VANISHED_GRACE_S]
+
+    def failures(self) -> dict[Op, KernelError]:
+        """Return what the kernel has refused since the last full comparison, which tries it again."""
+        return self._failed
+
+    def counts(self) -> dict[str, int]:
+        """Return how many objects are ``missing`` and ``stale`` as far as is known without a dump."""
+        return self._counts
+
+    async def _listen(self) -> None:
+        """Turn kernel events into a time for the next full comparison."""
+        async for event in self._events:
+            now = trio.current_time()
+            if isinstance(event, Overrun):
+                self._ask_compare(max(now, self._started + DUMP_AGAIN_S))
+            elif _concerns_us(event):
+                if self._quiet_by == math.inf:
+                    self._quiet_by = now + DUMP_AGAIN_S
+                self._compare_at = math.inf
+                self._ask_compare(min(now + EVENT_SETTLE_S, self._quiet_by))
+
+    def _ask_compare(self, when: float) -> None:
+        """Ask for a full comparison, leaving the kernel and this process time between two of them: at 100,000
+        rows one takes half a second of a core."""
+        rested = self._compared + COMPARE_REST * (self._compared - self._started)
+        self._compare_at = min(self._compare_at, max(when, rested))
+        self._wake.set()
+
+    async def _step(self) -> None:
+        """Apply what changed, compare if that is due, else sleep until there is something to do."""
+        self._wake = trio.Event()
+        if self._applied < self._marked:
+            await self._apply_changes()
+        now, due = trio.current_time(), min(self._compare_at, self._started + RECONCILE_S)
+        if now >= due:
+            await self._compare(deletions=self._deletions_allowed())
+            return
+        if self._withheld and now >= self._ask_at:
+            self._ask_at = now + DELETIONS_ASKED_S
+            if self._deletions_allowed():
+                await self._compare(deletions=True)
+                return
+        with trio.move_on_at(min(due, self._ask_at) if self._withheld else due):
+            await self._wake.wait()
+
+    async def _apply_changes(self) -> None:
+        """Work out and carry out what the marks since the last time require."""
+        marked, view = self._marked, self._view().frozen()
+        dirty, self._dirty = self._dirty, set()
+        endpoints, self._dirty_endpoints = self._dirty_endpoints, {}
+        everything, self._all_dirty = self._all_dirty, False
+        deletions = self._deletions_allowed()
+
+        def work() -> None:
+            networks = dirty | view.networks.keys() | self._shadow.networks() if everything else dirty
+            self._carry_out(self._shadow.change(view, networks, endpoints, deletions=deletions))
+            self._publish(view)
+
+        await self.in_kernel_thread(work)
+        self._applied = marked
+        self._progress.set()
+        self._progress = trio.Event()
+
+    async def _compare(self, *, deletions: bool) -> None:
+        """Read everything, put it right and report what somebody else had changed since the last comparison."""
+        first = self._compared == -math.inf
+        self._compare_at = self._quiet_by = math.inf
+        self._started = now = trio.current_time()
+        view, making = self._view().frozen(), set(self._making)
+
+        def work() -> list[Op]:
+            found = self._namespace.dump(view.cluster).ours
+            for name in making:
+                found.links.pop(name, None)
+            ops, repairs = self._shadow.compare(view, found, now, deletions=deletions)
+            self._carry_out(ops)
+            self._publish(view)
+            return [op for op in repairs if op not in self._shadow.failed]
+
+        try:
+            repaired = await self.in_kernel_thread(work)
+            self.trouble = None
+        except KernelError as error:
+            repaired, self.trouble = [], error
+        self._compared = trio.current_time()
+        if repaired and not first:
+            self._on_repair(repaired)
+
+    def _carry_out(self, ops: Sequence[Op]) -> None:
+        """Have ops carried out and the shadow told of the outcome. Runs in the kernel thread."""
+        if not ops:
+            return
+        try:
+            refused = self._namespace.apply(ops)
+        except KernelError as error:
+            refused = [(op, error) for op in ops]  # how far it came is unknown: the next comparison finds out
+        self._shadow.done(ops, refused)
+
+    def _inspect(self, view: View) -> dict[str, list[Finding]]:
+        return self._shadow.inspect(view, self._namespace.dump(view.cluster))
+
+    def _publish(self, view: View) -> None:
+        """Leave copies for the loop's thread of what is asked for there. Runs in the kernel thread."""
+        self._failed = dict(self._shadow.failed)
+        self._vanished = dict(self._shadow.vanished)
+        self._counts = self._shadow.counts(view)
+        self._withheld = self._shadow.withheld
+
+
+def _concerns_us(event: KernelEvent) -> bool:
+    """Leave out our own doings, devices that are not ours and the peer that a caller takes to its namespace."""
+    if event.mine or event.name.startswith(names.PEER):
+        return False
+    return not event.name or names.is_ours(event.name)

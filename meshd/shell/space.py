@@ -1,0 +1,153 @@
+"""How this host comes by an address: from its own space, else from an owner that it asks, and ahead of need; and
+how it answers when it is asked itself. What is chosen and whom to ask is state/addresses.py's rule, what is
+handed on state/blocks.py's; here is the waiting in between.
+"""
+
+from meshd.config import BLOCK_ASKS_MAX
+from meshd.errors import MeshdError, Unavailable
+from meshd.messages import BlockAnswer, BlockAsk
+from meshd.model import EndpointId, HostId, Item, Kind, Network, NetworkId
+from meshd.shell.networks import book_for, is_local
+from meshd.shell.usecase import ClusterLike
+from meshd.state.addresses import NeedBlock, choose, holdings, low_water
+from meshd.state.blocks import hand_on
+from meshd.state.layout import IndexSpace
+
+REFUSAL_MAX_CHARS = 200
+"""As long as messages.BlockAnswer allows."""
+
+
+async def reserve(
+    cluster: ClusterLike, network: Item, space: IndexSpace, endpoint: EndpointId, want: int | None
+) -> int:
+    """Choose an index and reserve it for ``endpoint``; owners are asked in turn where this host has none.
+
+    Undo with ``Usage.unreserve``. Raises Unavailable naming who holds free addresses, Conflict or BadRequest.
+    """
+    tried: set[HostId] = set()
+    found = _take(cluster, network, space, endpoint, want, tried)
+    if isinstance(found, int):
+        return found
+    tried = unreachable(cluster, network.id)
+    found = _take(cluster, network, space, endpoint, want, tried)
+    if isinstance(found, int):
+        return found
+    if want is not None:  # one address of one owner: its own words say best why not
+        await cluster.ask_block(found.owners[0], network.id, found.size, want)
+        return _index(_take(cluster, network, space, endpoint, want, {*tried, found.owners[0]}))
+    async with cluster.desk.asking(network.id):
+        for number in range(BLOCK_ASKS_MAX + len(cluster.members)):
+            found = _take(cluster, network, space, endpoint, want, tried)
+            if isinstance(found, int):
+                return found
+            owner = found.owners[0]
+            try:
+                given = await cluster.ask_block(owner, network.id, found.size)
+            except Unavailable:
+                given = []
+            if not given or number >= BLOCK_ASKS_MAX:  # others may use up what was given: then ask again
+                tried.add(owner)
+        return _index(_take(cluster, network, space, endpoint, want, {*tried, *cluster.members}))
+
+
+def _take(
+    cluster: ClusterLike,
+    network: Item,
+    space: IndexSpace,
+    endpoint: EndpointId,
+    want: int | None,
+    tried: set[HostId],
+) -> int | NeedBlock:
+    """Choose and reserve with nothing awaited in between, so that two attaches never get one index."""
+    try:
+        index = choose(
+            space,
+            book_for(cluster, network, space),
+            cluster.usage,
+            cluster.me,
+            cluster.now(),
+            want=want,
+            tried=tried,
+            name_of=cluster.host_name,
+        )
+    except NeedBlock as need:
+        return need
+    cluster.usage.reserve(network.id, index, endpoint)
+    return index
+
+
+def _index(found: int | NeedBlock) -> int:
+    """Return the index, or give up with what is missing."""
+    if isinstance(found, NeedBlock):
+        raise Unavailable(found.what, found.hint)
+    return found
+
+
+def unreachable(cluster: ClusterLike, network: NetworkId) -> set[HostId]:
+    """Return the owners of a network's space that are not alive, as far as is known."""
+    owners = {owner for owner, _ in cluster.deeds.blocks(network) if owner is not None}
+    return owners - set(cluster.alive())
+
+
+def fetch_ahead(cluster: ClusterLike, network: Item) -> None:
+    """Have more space fetched in the background where little is left, so that an attach rarely waits."""
+    if is_local(network):
+        return
+    space = IndexSpace.of(network)
+    if low_water(space, cluster.deeds, cluster.usage, cluster.me, cluster.now()):
+        cluster.background(fetch, cluster, network.id)
+
+
+async def fetch(cluster: ClusterLike, network_id: NetworkId) -> None:
+    """Ask the owners that are alive, most free first, until one gives a block. Nothing is raised: the attach
+    that needs it will ask, and say why not, itself."""
+    item = cluster.store.get(Kind.NETWORK, network_id)
+    if item is None or item.dead:
+        return
+    space, away = IndexSpace.of(item), {cluster.me, *unreachable(cluster, network_id)}
+    with cluster.desk.fetching(network_id) as first:
+        if not first:
+            return
+        async with cluster.desk.asking(network_id):
+            for holding in holdings(space, cluster.deeds, cluster.usage):
+                if holding.owner in away or not holding.givable:
+                    continue
+                try:
+                    if await cluster.ask_block(holding.owner, network_id, space.size):
+                        return
+                except Unavailable:
+                    continue
+
+
+async def answer_block_ask(cluster: ClusterLike, asker: HostId, ask: BlockAsk) -> BlockAnswer:
+    """Hand part of this host's space on, or say why not. What is handed on is out of this host's reach before
+    anything is awaited, and on its disk before the answer: a lost answer delays, it never duplicates.
+    """
+    try:
+        return BlockAnswer(ask.request, tuple(await _hand_on(cluster, asker, ask)))
+    except MeshdError as error:
+        return BlockAnswer(ask.request, (), error.what[:REFUSAL_MAX_CHARS])
+
+
+async def _hand_on(cluster: ClusterLike, asker: HostId, ask: BlockAsk) -> list[Item]:
+    item = cluster.store.get(Kind.NETWORK, ask.network)
+    if item is None or not isinstance(item.body, Network):
+        raise Unavailable("the network is not known here, or was removed")
+    if cluster.allocation_stopped:
+        raise Unavailable(f"{cluster.host_name(cluster.me)} gives nothing: {cluster.allocation_stopped}")
+    if asker == cluster.me or asker not in cluster.members:
+        raise Unavailable("only another member can be given addresses")
+    deeds = hand_on(
+        cluster.deeds,
+        IndexSpace.of(item),
+        cluster.me,
+        asker,
+        size=ask.size,
+        exact=ask.start if ask.exact else None,
+        busy=cluster.usage.of(ask.network).busy(cluster.now()),
+        live=len(cluster.alive()),
+    )
+    for deed in deeds:
+        cluster.deeds.add(deed)
+    await cluster.commit(deeds)
+    return deeds

@@ -1,0 +1,214 @@
+"""Encrypted streams between hosts: sync, fetch and the fallback probe, over TCP on the gossip port.
+
+A stream serves one purpose, named by its first message. Every read has a deadline, and nothing is buffered
+beyond one record before the peer has authenticated (wire/stream.py).
+"""
+
+from collections import deque
+from collections.abc import AsyncIterator, Callable, Sequence
+
+import structlog
+import trio
+
+from meshd.config import (
+    STREAM_CONNECT_S,
+    STREAM_RECORD_BYTES,
+    STREAMS_INBOUND,
+    SYNC_TIMEOUT_S,
+)
+from meshd.messages import Done, Message, News, StreamPing, StreamPong, SyncOpen, Want
+from meshd.model import Address, HostId, Key
+from meshd.node.sync import SyncSession, pages
+from meshd.shell.gossip import Gossip
+from meshd.spread import repair
+from meshd.wire.codec import decode_messages, encode_message, join
+from meshd.wire.errors import WireError
+from meshd.wire.stream import Channel
+
+log = structlog.get_logger()
+
+ChannelMaker = Callable[[HostId | None], Channel]
+"""Makes the channel to an expected peer, or with None the answering end."""
+
+_KEYS_PER_WANT = 512
+
+
+class Streams:
+    """Both ends of all streams of this host."""
+
+    def __init__(self, gossip: Gossip, make_channel: ChannelMaker, listener: trio.SocketListener) -> None:
+        self._gossip = gossip
+        self._node = gossip.node
+        self._make = make_channel
+        self._listener = listener
+        self._inbound = trio.CapacityLimiter(STREAMS_INBOUND)
+
+    async def serve(self) -> None:
+        """Answer peers' streams, for ever."""
+        await trio.serve_listeners(self._serve_one, [self._listener])
+
+    async def _serve_one(self, stream: trio.SocketStream) -> None:
+        try:
+            self._inbound.acquire_nowait()
+        except trio.WouldBlock:
+            self._node.counters["streams refused"] += 1
+            await stream.aclose()
+            return
+        try:
+            async with stream:
+                conversation = Conversation(stream, self._make(None))
+                await self._answer(conversation)
+        except (WireError, trio.BrokenResourceError, trio.TooSlowError, OSError) as error:
+            self._node.counters[f"stream: {getattr(error, 'reason', type(error).__name__)}"] += 1
+        finally:
+            self._inbound.release()
+
+    async def _answer(self, conversation: "Conversation") -> None:
+        async for message in conversation.messages():
+            match message:
+                case StreamPing():
+                    await conversation.send([StreamPong(nonce=message.nonce)])
+                    await conversation.finish()
+                    return
+                case Want():
+                    await conversation.send(list(pages(repair.wanted(self._node.store, message))))
+                case Done():
+                    await conversation.finish()
+                    return
+                case SyncOpen():
+                    await self._run_sync(conversation, self._session(conversation), message)
+                    await conversation.finish()
+                    return
+                case _:
+                    raise WireError("out-of-turn")
+
+    def _session(self, conversation: "Conversation") -> SyncSession:
+        return self._node.sync_session(conversation.peer, self._gossip.now)
+
+    async def _run_sync(
+        self, conversation: "Conversation", session: SyncSession, first: Message | None = None
+    ) -> None:
+        if first is not None:
+            await conversation.send(list(session.receive(first)))
+        async for message in conversation.messages():
+            replies = list(session.receive(message))
+            self._gossip.pump()
+            await conversation.send(replies)
+            if session.finished:
+                return
+        raise WireError("cut-short")
+
+    # --- this host opens ------------------------------------------------------------------------------------
+    async def sync(self, peer: HostId, address: Address) -> None:
+        """Compare everything with ``peer`` and report to the node."""
+        ok = False
+        try:
+            async with await self._open(address) as stream:
+                conversation = Conversation(stream, self._make(peer))
+                session = self._session(conversation)
+                await conversation.send(session.open())
+                await self._run_sync(conversation, session)
+                ok = True
+                log.debug("synced", peer=peer.hex(), items=session.received)
+                await conversation.finish()
+        except (WireError, trio.BrokenResourceError, trio.TooSlowError, OSError) as error:
+            log.info("sync failed", peer=peer.hex(), address=str(address), error=_words(error))
+        self._node.sync_ended(peer, ok, self._gossip.now())
+        self._gossip.pump()
+
+    async def fetch(self, peer: HostId, address: Address, keys: Sequence[Key]) -> None:
+        """Ask for items that no datagram can carry."""
+        try:
+            async with await self._open(address) as stream:
+                conversation = Conversation(stream, self._make(peer))
+                wants = [Want(keys=tuple(keys[i : i + _KEYS_PER_WANT])) for i in range(0, len(keys), _KEYS_PER_WANT)]
+                await conversation.send([*wants, Done()])
+                async for message in conversation.messages():
+                    if not isinstance(message, News):
+                        raise WireError("out-of-turn")
+                    for item in message.items:
+                        self._node.take_fetched(item, peer, self._gossip.now())
+                    self._gossip.pump()
+        except (WireError, trio.BrokenResourceError, trio.TooSlowError, OSError) as error:
+            log.info("fetch failed; the digest will find it", peer=peer.hex(), error=_words(error))
+
+    async def probe(self, peer: HostId, address: Address, nonce: int) -> None:
+        """Try whether ``peer`` answers over TCP where UDP did not."""
+        try:
+            async with await self._open(address) as stream:
+                conversation = Conversation(stream, self._make(peer))
+                await conversation.send([StreamPing(nonce=nonce)])
+                async for message in conversation.messages():
+                    if isinstance(message, StreamPong) and message.nonce == nonce:
+                        self._node.stream_pong(peer, nonce, self._gossip.now())
+                        self._gossip.pump()
+                        return
+        except (WireError, trio.BrokenResourceError, trio.TooSlowError, OSError):
+            return  # no answer is an answer: the probe round goes on to suspicion
+
+    async def _open(self, address: Address) -> trio.SocketStream:
+        with trio.fail_after(STREAM_CONNECT_S):
+            return await trio.open_tcp_stream(address.host, address.port)
+
+
+class Conversation:
+    """Messages over one channel over one TCP stream."""
+
+    def __init__(self, stream: trio.SocketStream, channel: Channel) -> None:
+        self._stream = stream
+        self._channel = channel
+        self._blobs: deque[bytes] = deque()
+
+    @property
+    def peer(self) -> HostId:
+        """Who is at the other end; known once the handshake is done."""
+        if self._channel.peer is None:
+            raise WireError("out-of-turn")
+        return self._channel.peer
+
+    async def send(self, messages: Sequence[Message]) -> None:
+        """Send messages, one blob each; does the handshake first."""
+        await self._establish()
+        for message in messages:
+            self._channel.send(join([encode_message(message)]))
+            await self._flush()
+
+    async def finish(self) -> None:
+        """End our direction so that the peer can tell an end from a cut."""
+        self._channel.finish()
+        await self._flush()
+
+    async def messages(self) -> AsyncIterator[Message]:
+        """Yield what the peer sends until it ends its direction. Raises WireError on a cut."""
+        await self._establish()
+        while True:
+            while self._blobs:
+                for message in decode_messages(self._blobs.popleft()):
+                    yield message
+            if self._channel.closed_cleanly:
+                return
+            await self._read()
+
+    async def _establish(self) -> None:
+        await self._flush()
+        while not self._channel.established:
+            await self._read()
+            await self._flush()
+
+    async def _read(self) -> None:
+        with trio.fail_after(SYNC_TIMEOUT_S):
+            data = await self._stream.receive_some(STREAM_RECORD_BYTES)
+        if not data:
+            raise WireError("cut-short")
+        self._blobs += self._channel.receive(data)
+
+    async def _flush(self) -> None:
+        out = self._channel.outgoing()
+        if out:
+            with trio.fail_after(SYNC_TIMEOUT_S):
+                await self._stream.send_all(out)
+
+
+def _words(error: BaseException) -> str:
+    """Say what went wrong in one phrase."""
+    return str(getattr(error, "reason", "") or getattr(error, "strerror", "") or type(error).__name__)

@@ -1,0 +1,244 @@
+"""What a use case needs of the running daemon, as a Protocol: so that attach, networks and the API are written
+and tested without sockets, gossip or a kernel. shell/cluster.py is the real one. Decides nothing.
+"""
+
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from typing import Protocol, TypeVar, TypeVarTuple
+
+from meshd.config import Settings
+from meshd.errors import KernelError
+from meshd.model import (
+    Address,
+    Attachment,
+    Endpoint,
+    EndpointId,
+    HostFacts,
+    HostId,
+    Item,
+    Key,
+    Network,
+    NetworkId,
+)
+from meshd.plan.objects import Finding, Link
+from meshd.plan.ops import Op
+from meshd.plan.view import View
+from meshd.shell.desk import Desk
+from meshd.shell.events import EventBus
+from meshd.state.deeds import DeedBook
+from meshd.state.store import Store
+from meshd.state.usage import Usage
+from meshd.swim.members import Member
+
+T = TypeVar("T")
+Args = TypeVarTuple("Args")
+
+
+class KernelLike(Protocol):
+    """kernel/namespace.py, as far as use cases go. Both calls block: they are made in a worker thread."""
+
+    def create_veth(self, link: Link, peer: str, peer_mac: bytes, peer_mtu: int) -> None:
+        """Make a veth pair, the host's end as ``link`` says. Raises KernelError with nothing left behind."""
+        ...
+
+    def delete_link(self, name: str) -> None:
+        """Delete a device of ours; one that is gone is a success. Raises KernelError."""
+        ...
+
+
+class ReconcilerLike(Protocol):
+    """shell/reconcile.py, as far as use cases go."""
+
+    def changed(self, network_id: NetworkId | None = None, endpoint_id: EndpointId | None = None) -> None:
+        """Say that the view changed; with a local endpoint's id also that its link has just been made."""
+        ...
+
+    async def settled(self) -> None:
+        """Wait until all that was marked before this call is in the kernel, or was refused by it."""
+        ...
+
+    async def in_kernel_thread(self, function: Callable[[*Args], T], *args: *Args) -> T:
+        """Run a call that blocks, in turn with the reconciler's own."""
+        ...
+
+    def making(self, link: str) -> AbstractContextManager[None]:
+        """Have a device left alone that no record explains yet. Call ``changed`` before leaving."""
+        ...
+
+    def failures(self) -> dict[Op, KernelError]:
+        """Return what the kernel has refused since the last full comparison."""
+        ...
+
+    async def diff(self) -> dict[str, list[Finding]]:
+        """Compare with a fresh dump: ``missing``, ``stale``, ``foreign``. Raises KernelError."""
+        ...
+
+    def counts(self) -> dict[str, int]:
+        """Return how many objects are ``missing`` and ``stale``, as far as is known without a dump."""
+        ...
+
+
+class ClusterLike(Protocol):
+    """This host and what it knows of its cluster. All calls are from the trio thread."""
+
+    @property
+    def me(self) -> HostId:
+        """This host's id."""
+        ...
+
+    @property
+    def cluster_id(self) -> bytes:
+        """What the ownership mark and ``status`` show."""
+        ...
+
+    @property
+    def boot_id(self) -> str:
+        """The kernel's boot id, which says whether a namespace cookie is of this boot."""
+        ...
+
+    @property
+    def mark(self) -> str:
+        """The 8 hex digits of the cluster that every device's alias carries."""
+        ...
+
+    @property
+    def secret(self) -> bytes:
+        """The cluster's secret, which never rotates."""
+        ...
+
+    @property
+    def allocation_stopped(self) -> str:
+        """Why no address may be given now (state lost or cloned, leaving); "" normally."""
+        ...
+
+    @property
+    def settings(self) -> Settings:
+        """The operator's settings."""
+        ...
+
+    @property
+    def store(self) -> Store:
+        """Every item known."""
+        ...
+
+    @property
+    def deeds(self) -> DeedBook:
+        """Who owns which address; follows the store."""
+        ...
+
+    @property
+    def usage(self) -> Usage:
+        """Which index is in use; follows the store."""
+        ...
+
+    @property
+    def networks(self) -> Mapping[NetworkId, Network]:
+        """Live networks, the cluster's and this host's own; follows the store, as do the next three."""
+        ...
+
+    @property
+    def endpoints(self) -> Mapping[EndpointId, Endpoint]:
+        """Live endpoints of all hosts."""
+        ...
+
+    @property
+    def hosts(self) -> Mapping[HostId, HostFacts]:
+        """What hosts say of themselves."""
+        ...
+
+    @property
+    def attachments(self) -> Mapping[EndpointId, Attachment]:
+        """Where this host's endpoints are plugged in."""
+        ...
+
+    @property
+    def events(self) -> EventBus:
+        """What happened, for watchers."""
+        ...
+
+    @property
+    def desk(self) -> Desk:
+        """What attach and detach are in the middle of."""
+        ...
+
+    @property
+    def kernel(self) -> KernelLike:
+        """The host's namespace."""
+        ...
+
+    @property
+    def reconciler(self) -> ReconcilerLike:
+        """What brings the kernel to the desired state."""
+        ...
+
+    @property
+    def ready(self) -> bool:
+        """Whether the kernel was read and adopted and gossip runs."""
+        ...
+
+    @property
+    def members(self) -> Mapping[HostId, Member]:
+        """Every host known, this one included."""
+        ...
+
+    def view(self) -> View:
+        """What desired kernel state is computed from."""
+        ...
+
+    def now(self) -> float:
+        """Monotonic seconds."""
+        ...
+
+    def wall_ms(self) -> int:
+        """Unix milliseconds."""
+        ...
+
+    @property
+    def entropy(self) -> Callable[[int], bytes]:
+        """Gives unpredictable bytes, as many as asked for."""
+        ...
+
+    def next_seq(self) -> int:
+        """Return the next sequence of this host's ENDPOINT items."""
+        ...
+
+    def alive(self) -> list[HostId]:
+        """Return the hosts alive, this one included."""
+        ...
+
+    def host_name(self, host: HostId) -> str:
+        """Name a host for people; its short id where it is not known."""
+        ...
+
+    async def commit(self, items: Sequence[Item], forget: Sequence[Key] = ()) -> None:
+        """Make items durable, then put them in the store and tell the cluster; local keys in ``forget`` are
+        dropped. Raises Unavailable (disk), with nothing changed. Once begun it runs to its end, also when the
+        caller is cancelled."""
+        ...
+
+    async def ask_block(
+        self, owner: HostId, network: NetworkId, size: int, exact_start: int | None = None
+    ) -> list[Item]:
+        """Ask an owner for part of its space; the deeds are in journal and store on return. Raises Unavailable
+        naming the owner."""
+        ...
+
+    def background(self, job: Callable[..., Awaitable[object]], *args: object) -> None:
+        """Run something that nobody waits for until the daemon stops; its errors are logged."""
+        ...
+
+    def health(self) -> list[str]:
+        """Return what an operator should see to, a line each; empty when all is well."""
+        ...
+
+    def seeds(self) -> list[Address]:
+        """Return addresses a new host may join by."""
+        ...
+
+    def primary_key(self) -> tuple[str, str]:
+        """Return the primary key's id and the key itself, as ``KEYID`` and ``KEYID:BASE64``."""
+        ...
+
+    async def leave(self) -> None:
+        """Hand on what this host owns and leave the cluster for good. Raises Conflict while endpoints exist."""
+        ...

@@ -1,0 +1,265 @@
+"""Hosts in memory for tests of the use cases and the API: real Store, DeedBook, Usage, EventBus and Desk.
+
+Fake are the kernel (a dict of veth pairs), the journal (a list of committed batches), the reconciler (it writes
+nothing and records what it was told) and gossip (every commit is merged by all hosts of the world that are alive
+and not cut off, at once).
+"""
+
+import hashlib
+from contextlib import contextmanager
+
+import trio
+
+from meshd.config import Settings
+from meshd.errors import KernelError, Unavailable
+from meshd.messages import BlockAsk
+from meshd.model import (
+    FIRST_LOCAL_KIND,
+    Address,
+    Attachment,
+    Endpoint,
+    HostFacts,
+    Item,
+    Kind,
+    MemberFacts,
+    Network,
+    Rank,
+    Version,
+)
+from meshd.plan.view import View
+from meshd.shell.desk import Desk
+from meshd.shell.events import EventBus
+from meshd.shell.space import answer_block_ask
+from meshd.state.deeds import DeedBook
+from meshd.state.store import Store
+from meshd.state.usage import Usage
+from meshd.swim.members import Member
+
+BOOT = "11111111-2222-3333-4444-555555555555"
+
+
+class FakeKernel:
+    def __init__(self, being_made):
+        self.being_made = being_made
+        self.links = {}
+        self.fail_create = None
+        self.fail_delete = None
+
+    def create_veth(self, link, peer, peer_mac, peer_mtu):
+        if self.fail_create:
+            raise self.fail_create
+        assert link.name not in self.links
+        assert link.name in self.being_made, "the reconciler would take it for stale"
+        self.links[link.name] = (link, peer, peer_mac, peer_mtu)
+
+    def delete_link(self, name):
+        if self.fail_delete:
+            raise self.fail_delete
+        self.links.pop(name, None)
+
+
+class FakeReconciler:
+    def __init__(self):
+        self.told = []
+        self.refused = {}
+        self.found = {"missing": [], "stale": [], "foreign": []}
+        self.settles = 0
+        self.being_made = set()
+
+    def changed(self, network_id=None, endpoint_id=None):
+        self.told.append((network_id, endpoint_id))
+
+    async def settled(self):
+        self.settles += 1
+        await trio.lowlevel.checkpoint()
+
+    async def in_kernel_thread(self, function, *args):
+        await trio.lowlevel.checkpoint()
+        return function(*args)
+
+    @contextmanager
+    def making(self, link):
+        self.being_made.add(link)
+        try:
+            yield
+        finally:
+            self.being_made.discard(link)
+
+    def failures(self):
+        return dict(self.refused)
+
+    async def diff(self):
+        return self.found
+
+    def counts(self):
+        return {"missing": len(self.found["missing"]), "stale": len(self.found["stale"])}
+
+
+class World:
+    def __init__(self, hosts=1):
+        self.time = 1000.0
+        self.hosts = []
+        self.down = set()
+        self.cut_off = set()
+        self.gossip = True
+        self.nursery = None
+        for number in range(hosts):
+            self.hosts.append(FakeCluster(self, number))
+        for host in self.hosts:
+            for other in self.hosts:
+                host.learn(other)
+
+    def named(self, host_id):
+        return next(host for host in self.hosts if host.me == host_id)
+
+    def spread(self, source, item):
+        for host in self.hosts if self.gossip else ():
+            together = (host.me in self.cut_off) == (source.me in self.cut_off)
+            if together and host.me not in self.down:
+                host.take(item)
+
+    def heal(self):
+        """Give everybody everything, as anti-entropy does."""
+        self.gossip = True
+        self.cut_off.clear()
+        for host in self.hosts:
+            for item in [i for i in host.store.everything() if i.kind < FIRST_LOCAL_KIND]:
+                for other in self.hosts:
+                    other.take(item)
+
+
+class FakeCluster:
+    def __init__(self, world, number):
+        self.world = world
+        self.name = f"host{number + 1}"
+        self.me = hashlib.blake2b(self.name.encode(), digest_size=16).digest()
+        self.secret = b"s" * 32
+        self.cluster_id = b"c" * 16
+        self.mark = "63636363"
+        self.boot_id = BOOT
+        self.settings = Settings()
+        self.store = Store(self.secret)
+        self.deeds = DeedBook()
+        self.usage = Usage()
+        self.networks, self.endpoints, self.hosts, self.attachments = {}, {}, {}, {}
+        self.events = EventBus(lambda: 1234.5)
+        self.desk = Desk()
+        self.reconciler = FakeReconciler()
+        self.kernel = FakeKernel(self.reconciler.being_made)
+        self.ready = True
+        self.allocation_stopped = ""
+        self.members = {}
+        self.journal = []
+        self.disk_full = False
+        self.asked = []
+        self.left = False
+        self.drop_answers = False
+        self.gone = []
+        self._sequence = 0
+        self._drawn = 0
+        self._number = number
+
+    def learn(self, other):
+        address = Address(f"192.0.2.{other._number + 1}", 7947)
+        facts = MemberFacts(other.name, address.packed, 7947, other.me, "0.1.0")
+        self.members[other.me] = Member(other.me, Version(1, Rank.ALIVE, other.me), facts)
+        self.hosts[other.me] = HostFacts(other.name, address.packed, 4789, 1500)
+
+    def now(self):
+        return self.world.time
+
+    def wall_ms(self):
+        return 1_700_000_000_000 + int(self.world.time * 1000)
+
+    def entropy(self, n):
+        self._drawn += 1
+        return hashlib.blake2b(f"{self.name} {self._drawn}".encode(), digest_size=n).digest()
+
+    def next_seq(self):
+        self._sequence += 1
+        return self._sequence
+
+    def alive(self):
+        up = [host.me for host in self.world.hosts if host.me not in self.world.down]
+        return sorted(host for host in up if (host in self.world.cut_off) == (self.me in self.world.cut_off))
+
+    def host_name(self, host):
+        return self.members[host].facts.name if host in self.members else host.hex()[:8]
+
+    def view(self):
+        return View(
+            me=self.me, cluster=self.mark, networks=self.networks, endpoints=self.endpoints, hosts=self.hosts,
+            attachments=self.attachments, nhid=True, vxlan_port=4789, gossip_port=7947,
+        )  # fmt: skip
+
+    async def commit(self, items, forget=()):
+        with trio.CancelScope(shield=True):
+            await trio.lowlevel.checkpoint()
+            if self.disk_full:
+                raise Unavailable("the disk is full, nothing was changed", "make room")
+            self.journal.append([*items, *forget])
+            self.made_meanwhile = set(self.reconciler.being_made)
+        for key in forget:
+            self.store.drop(key)
+            self.attachments.pop(key.id, None)
+        for item in items:
+            self.take(item)
+            if item.kind < FIRST_LOCAL_KIND:
+                self.world.spread(self, item)
+
+    def take(self, item):
+        """Merge, and keep the views in step as the real Cluster does."""
+        for change in self.store.merge(item):
+            body = item.body
+            self.usage.observe(item, self.now())
+            views = {Network: self.networks, Endpoint: self.endpoints, Attachment: self.attachments}
+            if item.kind == Kind.DEED:
+                self.deeds.add(item)
+            for form, view in views.items():
+                if isinstance(body, form):
+                    view[item.id] = body
+            if item.dead:
+                for view in views.values():
+                    view.pop(item.id, None)
+                if change.before is not None and isinstance(change.before.body, Endpoint):
+                    self.gone.append(change.before.body.network)
+
+    async def ask_block(self, owner, network, size, exact_start=None):
+        self.asked.append((owner, exact_start))
+        await trio.lowlevel.checkpoint()
+        name = self.host_name(owner)
+        if owner in self.world.down:
+            raise Unavailable(f"host {name} owns the addresses and does not answer; nothing was changed")
+        ask = BlockAsk(1, network, size, exact_start is not None, exact_start or 0)
+        answer = await answer_block_ask(self.world.named(owner), self.me, ask)
+        if answer.refusal:
+            raise Unavailable(f"host {name} does not hand addresses on: {answer.refusal}")
+        if self.drop_answers:
+            raise Unavailable(f"host {name} owns the addresses and does not answer; nothing was changed")
+        await self.commit(answer.deeds)
+        return list(answer.deeds)
+
+    def background(self, job, *args):
+        if self.world.nursery is not None:
+            self.world.nursery.start_soon(job, *args)
+
+    def health(self):
+        return []
+
+    def seeds(self):
+        return [Address("192.0.2.1", 7947), Address("2001:db8::1", 7947)]
+
+    def primary_key(self):
+        return "0001", "0001:c2VjcmV0"
+
+    async def leave(self):
+        self.left = True
+
+
+def free_counts(cluster):
+    """Count what is reserved or used, by network: nothing may leak."""
+    return {net: len(use.used) for net, use in cluster.usage._networks.items() if use.used}
+
+
+REFUSED_BY_KERNEL = KernelError("device mh", errno=95, words="operation not supported")
+__all__ = ["BOOT", "REFUSED_BY_KERNEL", "FakeCluster", "Item", "World", "free_counts"]

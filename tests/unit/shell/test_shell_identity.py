@@ -1,0 +1,44 @@
+"""A host is who its disk says, on the machine it was made on, once at a time."""
+
+import os
+
+import pytest
+
+from meshd.errors import StateError
+from meshd.shell import identity
+
+SECRET = b"k" * 32
+
+
+def test_the_second_start_is_the_same_host_with_the_first_secret(tmp_path):
+    first = identity.load(tmp_path, SECRET, os.urandom, "machine-1")
+    second = identity.load(tmp_path, b"another", os.urandom, "machine-1")
+    assert second == first
+    assert (tmp_path / "identity").stat().st_mode & 0o777 == 0o600
+
+
+def test_a_copied_disk_becomes_another_host_and_keeps_the_old_state_aside(tmp_path):
+    first = identity.load(tmp_path, SECRET, os.urandom, "machine-1")
+    (tmp_path / "journal").write_bytes(b"what the original owns")
+    clone = identity.load(tmp_path, SECRET, os.urandom, "machine-2")
+    assert clone.cloned
+    assert clone.host != first.host
+    assert not (tmp_path / "journal").exists()
+    assert (tmp_path / "cloned-1" / "journal").read_bytes() == b"what the original owns"
+    assert identity.load(tmp_path, SECRET, os.urandom, "machine-2").host == clone.host
+
+
+@pytest.mark.parametrize("text", ["", "{}", "nonsense", '{"host": "zz", "secret": "", "machine": ""}', "[1]"])
+def test_a_file_that_is_no_identity_is_refused_and_left(tmp_path, text):
+    (tmp_path / "identity").write_text(text)
+    with pytest.raises(StateError, match="does not read as an identity"):
+        identity.load(tmp_path, SECRET, os.urandom, "m")
+    assert (tmp_path / "identity").read_text() == text
+
+
+def test_two_daemons_on_one_state_dir_are_one_too_many(tmp_path):
+    fd = identity.lock(tmp_path)
+    with pytest.raises(StateError, match="another meshd runs on this state_dir"):
+        identity.lock(tmp_path)
+    os.close(fd)
+    os.close(identity.lock(tmp_path))

@@ -1,0 +1,159 @@
+"""What was answered survives; what was cut short is dropped; what is damaged is not touched."""
+
+import errno
+import os
+
+import pytest
+import trio
+
+from meshd.errors import StateError, Unavailable
+from meshd.model import Attachment, Item, Key, Kind, MemberFacts, Version
+from meshd.shell.journal import JOURNAL_MAGIC, DiskWriter, Journal, pack_entries, pack_record, unpack_entries
+
+FACTS = MemberFacts(name="h", address=bytes(4), port=7947, session=b"s" * 16)
+
+
+def item(number):
+    return Item(Kind.MEMBER, number.to_bytes(16, "big"), Version(number, 0, FACTS.session), FACTS)
+
+
+def attachment():
+    body = Attachment(
+        boot_id="b", netns_cookie=1, netns_path="/p", ifname="eth0", host_if="mh1", peer_if="mp1"
+    )
+    return Item(Kind.ATTACHMENT, b"e" * 16, Version(0, 0, b"m" * 16), body)
+
+
+def written(path, *batches):
+    journal = Journal(path)
+    journal.load()
+    for batch in batches:
+        journal.append(batch)
+    journal.close()
+
+
+def loaded(path):
+    journal = Journal(path)
+    try:
+        return journal.load(), journal
+    finally:
+        journal.close()
+
+
+def test_entries_of_all_sorts_come_back_as_they_were(tmp_path):
+    entries = [item(1), attachment(), Key(Kind.ATTACHMENT, b"e" * 16)]
+    assert list(unpack_entries(pack_entries(entries))) == entries
+    written(tmp_path, entries, [item(2)])
+    assert loaded(tmp_path)[0] == [*entries, item(2)]
+
+
+def test_a_record_cut_short_anywhere_is_dropped_whole_and_the_rest_stays(tmp_path):
+    written(tmp_path, [item(1)], [item(2), item(3)])
+    data = (tmp_path / "journal").read_bytes()
+    first = len(JOURNAL_MAGIC) + len(pack_record(pack_entries([item(1)])))
+    for end in range(first, len(data)):
+        (tmp_path / "journal").write_bytes(data[:end])
+        entries, journal = loaded(tmp_path)
+        assert entries == [item(1)]
+        assert bool(journal.notes) == (end > first)
+        assert (tmp_path / "journal").read_bytes() == data[:first], "the torn tail is cut off"
+
+
+def test_every_flipped_bit_before_the_last_record_is_damage_and_nothing_is_touched(tmp_path):
+    written(tmp_path, [item(1)], [item(2)])
+    data = (tmp_path / "journal").read_bytes()
+    last = len(data) - len(pack_record(pack_entries([item(2)])))
+    for position in range(last):
+        for bit in (0x01, 0x80):
+            damaged = bytearray(data)
+            damaged[position] ^= bit
+            (tmp_path / "journal").write_bytes(damaged)
+            with pytest.raises(StateError, match=r"journal: .*; nothing was changed") as caught:
+                loaded(tmp_path)
+            assert caught.value.hint
+            assert (tmp_path / "journal").read_bytes() == damaged
+
+
+def test_a_tail_of_zeros_is_a_write_that_a_crash_cut_short(tmp_path):
+    written(tmp_path, [item(1)])
+    with (tmp_path / "journal").open("ab") as file:
+        file.write(bytes(100))
+    entries, journal = loaded(tmp_path)
+    assert entries == [item(1)]
+    assert journal.cut_short == 100
+
+
+def test_a_snapshot_takes_the_journals_place(tmp_path):
+    journal = Journal(tmp_path)
+    journal.load()
+    journal.append([item(1), item(2)])
+    journal.compact([item(2)])
+    journal.append([item(3)])
+    journal.close()
+    assert loaded(tmp_path)[0] == [item(2), item(3)]
+
+
+def test_a_damaged_snapshot_falls_back_to_the_one_before_and_says_so(tmp_path):
+    journal = Journal(tmp_path)
+    journal.load()
+    journal.append([item(1)])
+    journal.compact([item(1)])
+    journal.append([item(2)])
+    journal.compact([item(1), item(2)])
+    journal.append([item(3)])
+    journal.close()
+    path = tmp_path / "snapshot"
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 1
+    path.write_bytes(data)
+    entries, journal = loaded(tmp_path)
+    assert entries == [item(1), item(2), item(3)]
+    assert "checksum" in journal.notes[0]
+
+
+def test_a_damaged_snapshot_without_another_is_refused(tmp_path):
+    written(tmp_path, [item(1)])
+    (tmp_path / "snapshot").write_bytes(b"meshdsn1 and then nothing sensible at all, for long enough")
+    with pytest.raises(StateError, match="snapshot"):
+        loaded(tmp_path)
+
+
+async def test_commits_wait_for_the_disk_and_notes_ride_along(tmp_path):
+    journal = Journal(tmp_path)
+    journal.load()
+    writer = DiskWriter(journal)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(writer.run, list)
+        writer.note(item(7))
+        async with trio.open_nursery() as commits:
+            for number in (1, 2, 3):
+                commits.start_soon(writer.commit, [item(number)])
+        assert {i.id[-1] for i in loaded(tmp_path)[0]} == {7, 1, 2, 3}
+        nursery.cancel_scope.cancel()
+    journal.close()
+
+
+async def test_a_full_disk_refuses_the_commit_and_leaves_the_file_as_it_was(tmp_path, monkeypatch):
+    journal = Journal(tmp_path)
+    journal.load()
+    journal.append([item(1)])
+    before = (tmp_path / "journal").read_bytes()
+    writer = DiskWriter(journal)
+    real = os.write
+
+    def full(fd, data):  # the disk itself cannot be filled here without harming the machine
+        real(fd, data[:5])
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(writer.run, list)
+        monkeypatch.setattr(os, "write", full)
+        with pytest.raises(Unavailable, match="No space left on device") as caught:
+            await writer.commit([item(2)])
+        assert "nothing was changed" in caught.value.what
+        assert (tmp_path / "journal").read_bytes() == before
+        monkeypatch.setattr(os, "write", real)
+        await writer.commit([item(3)])
+        nursery.cancel_scope.cancel()
+    journal.close()
+    assert loaded(tmp_path)[0] == [item(1), item(3)]

@@ -1,0 +1,345 @@
+"""The reconciler against a kernel in memory and a clock that jumps: when it looks, when it writes, when it waits.
+
+The kernel is a mock because this is the unit level; real devices and real events are in tests/kernel and in the
+lab. Worker threads are run inline, so that the jumping clock cannot outrun them; one test uses real ones.
+"""
+
+import copy
+import threading
+
+import pytest
+import trio
+import trio.testing
+
+from meshd.config import DELETIONS_ASKED_S, DUMP_AGAIN_S, EVENT_SETTLE_S, RECONCILE_S, VANISHED_GRACE_S
+from meshd.errors import KernelError
+from meshd.kernel.watch import KernelEvent, Overrun
+from meshd.plan import names, ops
+from meshd.plan.desired import desired
+from meshd.plan.objects import NeighKey
+from meshd.shell.reconcile import Reconciler
+from tests.fake_kernel import FakeKernel, refused
+from tests.plan_world import BLUE, A, B, C, blue_on_two_hosts, id_of, ip4
+
+ROW = NeighKey("mo11111111", ip4("10.1.0.66"))
+FOREIGN_CHANGE = KernelEvent("neighbour", 7, "mo11111111", gone=True)
+REAL_RUN_SYNC = trio.to_thread.run_sync
+
+
+@pytest.fixture(autouse=True)
+def inline_threads(monkeypatch):
+    async def run_sync(function, *args, limiter):
+        async with limiter:
+            await trio.lowlevel.checkpoint()
+            return function(*args)
+
+    monkeypatch.setattr(trio.to_thread, "run_sync", run_sync)
+
+
+class Rig:
+    """A reconciler, its world and its kernel, and what it reported."""
+
+    def __init__(self):
+        self.world = blue_on_two_hosts()
+        self.kernel = FakeKernel()
+        self.kernel.plug(names.veth(id_of("web")))
+        self.allowed = True
+        self.repairs = []
+        self.send_event, events = trio.open_memory_channel(1000)
+        self.reconciler = Reconciler(
+            self.kernel,
+            events,
+            self.world.view,
+            deletions_allowed=lambda: self.allowed,
+            on_repair=lambda done: self.repairs.append(list(done)),
+        )
+
+    def right(self):
+        return self.kernel.state == desired(self.world.view())
+
+    def event(self, event=FOREIGN_CHANGE):
+        self.send_event.send_nowait(event)
+
+
+@pytest.fixture
+async def rig(nursery):
+    rig = Rig()
+    await rig.reconciler.start()
+    nursery.start_soon(rig.reconciler.run)
+    await trio.testing.wait_all_tasks_blocked()
+    return rig
+
+
+async def test_start_reads_the_kernel_and_adds_what_is_missing(rig, autojump_clock):
+    assert rig.right()
+    assert rig.kernel.dumps == 1
+    assert rig.repairs == []
+
+
+async def test_start_adopts_what_an_earlier_daemon_left_and_deletes_nothing(autojump_clock):
+    first = Rig()
+    await first.reconciler.start()
+    second = Rig()
+    second.kernel.state = first.kernel.state
+    second.world.release("web")
+    second.world.release("db")
+    before = copy.deepcopy(first.kernel.state)
+    await second.reconciler.start()
+    assert second.kernel.state == before
+    assert second.kernel.log == []
+
+
+async def test_a_kernel_that_cannot_be_read_fails_the_start(autojump_clock):
+    rig = Rig()
+    rig.kernel.dump = lambda mark: (_ for _ in ()).throw(refused(1))
+    with pytest.raises(KernelError):
+        await rig.reconciler.start()
+
+
+async def test_a_change_is_applied_without_a_dump_and_without_waiting(rig, autojump_clock):
+    before = trio.current_time()
+    id_ = rig.world.endpoint("cache", BLUE, C, "10.1.0.130")
+    rig.reconciler.changed(BLUE, id_)
+    await rig.reconciler.settled()
+    assert trio.current_time() == before  # of the jumping clock: nothing slept
+    assert rig.right()
+    assert rig.kernel.dumps == 1
+    rig.world.release("cache")
+    rig.reconciler.changed(BLUE, id_)
+    await rig.reconciler.settled()
+    assert rig.right()
+
+
+async def test_a_burst_of_changes_is_one_write(rig, autojump_clock):
+    writes = len(rig.kernel.log)
+    for n in range(100):
+        rig.reconciler.changed(BLUE, rig.world.endpoint(f"n{n}", BLUE, C, f"10.1.1.{n}"))
+    await rig.reconciler.settled()
+    assert len(rig.kernel.log) == writes + 1
+    assert rig.right()
+
+
+async def test_anything_may_have_changed(rig, autojump_clock):
+    rig.world.endpoint("cache", BLUE, C, "10.1.0.130")
+    rig.reconciler.changed()
+    await rig.reconciler.settled()
+    assert rig.right()
+    await rig.reconciler.settled()  # nothing marked: returns at once
+
+
+async def test_a_row_deleted_by_a_stranger_comes_back_and_is_reported(rig, autojump_clock):
+    del rig.kernel.state.neigh[ROW]
+    rig.event()
+    await trio.sleep(2 * EVENT_SETTLE_S)
+    assert rig.right()
+    assert rig.repairs == [[ops.PutNeigh(ROW, names.endpoint_mac(id_of("db")))]]
+
+
+async def test_a_row_deleted_without_an_event_comes_back_with_the_next_comparison(rig, autojump_clock):
+    del rig.kernel.state.neigh[ROW]
+    await trio.sleep(RECONCILE_S - 1)
+    assert not rig.right()
+    await trio.sleep(2)
+    assert rig.right()
+
+
+async def test_a_burst_of_events_leads_to_one_comparison_and_a_steady_stream_is_not_waited_out(
+    rig, autojump_clock
+):
+    for _ in range(50):
+        rig.event()
+        await trio.sleep(EVENT_SETTLE_S / 2)
+    assert rig.kernel.dumps == 1 + int(50 * EVENT_SETTLE_S / 2 / DUMP_AGAIN_S)
+    await trio.sleep(2 * EVENT_SETTLE_S)
+    settled = rig.kernel.dumps
+    await trio.sleep(RECONCILE_S / 2)
+    assert rig.kernel.dumps == settled
+
+
+@pytest.mark.parametrize(
+    "event",
+    [
+        KernelEvent("neighbour", 7, "mo11111111", mine=True),
+        KernelEvent("link", 9, "veth12ab", gone=True),
+        KernelEvent("address", 2, "eth0"),
+        KernelEvent("link", 8, names.peer(id_of("web")), gone=True),
+    ],
+)
+async def test_events_that_are_not_about_us_lead_to_nothing(rig, event, autojump_clock):
+    rig.event(event)
+    await trio.sleep(RECONCILE_S / 2)
+    assert rig.kernel.dumps == 1
+
+
+async def test_overruns_lead_to_one_dump_a_second_at_most(rig, autojump_clock):
+    await trio.sleep(DUMP_AGAIN_S)
+    for _ in range(20):
+        rig.event(Overrun())
+    await trio.sleep(DUMP_AGAIN_S / 2)
+    assert rig.kernel.dumps == 2
+    rig.event(Overrun())
+    await trio.sleep(DUMP_AGAIN_S / 4)
+    assert rig.kernel.dumps == 2
+    await trio.sleep(DUMP_AGAIN_S / 2)
+    assert rig.kernel.dumps == 3
+
+
+async def test_deletions_of_what_peers_explained_wait_for_permission_and_then_happen(rig, autojump_clock):
+    rig.allowed = False
+    rig.world.release("db")
+    rig.reconciler.changed(BLUE, id_of("db"))
+    await rig.reconciler.settled()
+    await trio.sleep(2 * RECONCILE_S)
+    assert ROW in rig.kernel.state.neigh
+    assert rig.reconciler.counts()["stale"] == 5
+    rig.allowed = True
+    await trio.sleep(2 * DELETIONS_ASKED_S)
+    assert rig.right()
+    assert rig.reconciler.counts() == {"missing": 0, "stale": 0}
+    assert rig.repairs == []
+
+
+async def test_a_local_detach_is_deleted_at_once(rig, autojump_clock):
+    rig.allowed = False
+    id_ = rig.world.endpoint("second", BLUE, A, "10.1.0.3")
+    rig.kernel.plug(names.veth(id_))
+    rig.reconciler.changed(BLUE, id_)
+    await rig.reconciler.settled()
+    assert rig.right()
+    rig.world.release("second")
+    rig.reconciler.changed(BLUE, id_)
+    await rig.reconciler.settled()
+    assert rig.right()
+
+
+async def test_a_link_being_made_is_not_taken_for_a_leftover(rig, autojump_clock):
+    name = names.veth(id_of("new"))
+    with rig.reconciler.making(name):
+        await rig.reconciler.in_kernel_thread(rig.kernel.plug, name)
+        rig.event()
+        await trio.sleep(1)
+        assert rig.kernel.dumps == 2
+        assert name in rig.kernel.state.links
+        id_ = rig.world.endpoint("new", BLUE, A, "10.1.0.3")
+        rig.reconciler.changed(BLUE, id_)
+    await rig.reconciler.settled()
+    assert rig.right()
+    with rig.reconciler.making("mhdeadbeef"):
+        rig.kernel.plug("mhdeadbeef")
+    rig.event()
+    await trio.sleep(1)
+    assert "mhdeadbeef" not in rig.kernel.state.links  # attach gave up on it
+
+
+async def test_what_the_kernel_refused_is_shown_and_tried_again(rig, autojump_clock):
+    id_ = rig.world.endpoint("cache", BLUE, C, "10.1.0.130")
+    op = ops.PutNeigh(NeighKey("mo11111111", ip4("10.1.0.130")), names.endpoint_mac(id_))
+    rig.kernel.refuse = {op: refused(105)}
+    rig.reconciler.changed(BLUE, id_)
+    await rig.reconciler.settled()
+    assert list(rig.reconciler.failures()) == [op]
+    (finding,) = (await rig.reconciler.diff())["missing"]
+    assert "ENOBUFS" in finding.why
+    await trio.sleep(RECONCILE_S + 1)
+    assert list(rig.reconciler.failures()) == [op]
+    rig.kernel.refuse = {}
+    await trio.sleep(RECONCILE_S)
+    assert rig.reconciler.failures() == {}
+    assert rig.right()
+    assert rig.repairs == []
+
+
+async def test_a_kernel_that_refuses_everything_is_not_asked_faster(rig, autojump_clock):
+    def broken(todo):
+        raise refused(5)
+
+    rig.kernel.apply = broken
+    del rig.kernel.state.neigh[ROW]
+    await trio.sleep(10 * RECONCILE_S)
+    assert rig.kernel.dumps <= 11
+    assert rig.reconciler.counts()["missing"] == 1
+    del rig.kernel.apply
+    await trio.sleep(RECONCILE_S)
+    assert rig.right()
+
+
+async def test_a_dump_that_fails_is_remembered_and_repeated(rig, autojump_clock):
+    good = rig.kernel.dump
+    rig.kernel.dump = lambda mark: (_ for _ in ()).throw(refused(4))
+    rig.world.release("db")
+    rig.allowed = False
+    rig.reconciler.changed(BLUE)
+    await rig.reconciler.settled()
+    rig.allowed = True
+    await trio.sleep(2 * RECONCILE_S)
+    assert rig.reconciler.trouble.words == "EINTR"
+    rig.kernel.dump = good
+    await trio.sleep(2 * DELETIONS_ASKED_S)
+    assert rig.reconciler.trouble is None
+    assert rig.right()
+
+
+async def test_diff_is_empty_when_all_is_right_and_names_what_is_not(rig, autojump_clock):
+    assert await rig.reconciler.diff() == {"missing": [], "stale": [], "foreign": []}
+    del rig.kernel.state.neigh[ROW]
+    (finding,) = (await rig.reconciler.diff())["missing"]
+    assert finding.what == "10.1.0.66 dev mo11111111"
+
+
+async def test_diff_waits_for_what_was_just_marked(rig, autojump_clock):
+    rig.reconciler.changed(BLUE, rig.world.endpoint("cache", BLUE, C, "10.1.0.130"))
+    assert await rig.reconciler.diff() == {"missing": [], "stale": [], "foreign": []}
+
+
+async def test_a_vanished_link_is_released_only_after_its_grace(rig, autojump_clock):
+    del rig.kernel.state.links[names.veth(id_of("web"))]
+    rig.event(KernelEvent("link", 5, names.veth(id_of("web")), gone=True))
+    await trio.sleep(1)
+    assert rig.reconciler.vanished(trio.current_time()) == []
+    assert rig.reconciler.vanished(trio.current_time() + VANISHED_GRACE_S) == [id_of("web")]
+    assert rig.reconciler.counts()["missing"] == 1
+    rig.kernel.plug(names.veth(id_of("web")))
+    rig.event(KernelEvent("link", 6, names.veth(id_of("web"))))
+    await trio.sleep(1)
+    assert rig.reconciler.vanished(trio.current_time() + VANISHED_GRACE_S) == []
+    assert rig.right()
+
+
+async def test_rows_of_a_host_that_is_only_said_to_have_failed_stay(rig, autojump_clock):
+    # What a verdict changes is membership, of which the view knows nothing; a daemon that announces the change
+    # all the same changes nothing.
+    writes = len(rig.kernel.log)
+    for member in (B, C):
+        rig.reconciler.changed()
+        assert member in rig.world.hosts
+    await rig.reconciler.settled()
+    assert len(rig.kernel.log) == writes
+    assert rig.right()
+
+
+async def test_the_loop_runs_on_while_the_kernel_is_slow(monkeypatch, nursery):
+    monkeypatch.setattr(trio.to_thread, "run_sync", REAL_RUN_SYNC)
+    rig = Rig()
+    await rig.reconciler.start()
+    nursery.start_soon(rig.reconciler.run)
+    entered, leave = threading.Event(), threading.Event()
+    quick = rig.kernel.apply
+
+    def slow(todo):
+        entered.set()
+        assert leave.wait(60)
+        return quick(todo)
+
+    rig.kernel.apply = slow
+    rig.reconciler.changed(BLUE, rig.world.endpoint("cache", BLUE, C, "10.1.0.130"))
+    while not entered.is_set():  # noqa: ASYNC110  # set by a thread
+        await trio.sleep(0.001)
+    for _ in range(100):
+        await trio.lowlevel.checkpoint()  # gossip goes on
+    rig.world.endpoint("more", BLUE, C, "10.1.0.131")  # and the state with it
+    leave.set()
+    await rig.reconciler.settled()
+    rig.reconciler.changed(BLUE, id_of("more"))
+    await rig.reconciler.settled()
+    assert rig.right()
+    nursery.cancel_scope.cancel()
