@@ -1,0 +1,164 @@
+"""The commands that ask one question and print the answer: status, members, leave, diff, events, version.
+
+They decide how an answer reads for people and, for ``diff``, the exit status; JSON goes out as the daemon said it.
+"""
+
+import time
+from collections.abc import Iterator
+from functools import partial
+from typing import Any
+
+import click
+
+from meshctl import __version__
+from meshctl.client import Client
+from meshctl.errors import EXIT_FAILED, Unreachable
+from meshctl.output import Invocation
+from meshctl.table import escaped, pairs, printable, table
+
+SHORT_ID = 8  # hex digits of an id that tables show
+NOTES = ("self", "degraded", "restarting")
+FINDINGS = ("missing", "stale", "foreign")
+COUNTED = ("missing", "stale")
+"""Findings that make ``diff`` fail; foreign objects are listed and do not count."""
+
+
+@click.command()
+@click.pass_obj
+def members(invocation: Invocation) -> None:
+    """List the cluster's hosts as this one sees them."""
+    found = Client(invocation.socket).get("members")
+    invocation.emit(found, lambda: table(MEMBER_HEAD, map(_member_row, found)))
+
+
+MEMBER_HEAD = ("NAME", "ID", "ADDRESS", "STATE", "RTT", "SEEN", "VERSION", "NOTES")
+
+
+def _member_row(member: dict[str, Any]) -> list[object]:
+    notes = [note for note in NOTES if member.get(note)]
+    return [
+        member.get("name"),
+        str(member.get("id", ""))[:SHORT_ID],
+        socket_address(member.get("address"), member.get("port")),
+        member.get("state"),
+        _measure(member.get("rtt_ms"), ".1f", "ms"),
+        _measure(member.get("last_seen_s"), ".1f", "s"),
+        member.get("version"),
+        notes,
+    ]
+
+
+def _measure(value: float | None, precision: str, unit: str) -> str | None:
+    return None if value is None else f"{value:{precision}} {unit}"
+
+
+def socket_address(host: str | None, port: int | None) -> str | None:
+    """Return ``host:port``, with an IPv6 host in brackets."""
+    if not host or port is None:
+        return host
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+@click.command()
+@click.pass_obj
+def status(invocation: Invocation) -> None:
+    """Show this host, the cluster and the kernel in short."""
+    found = Client(invocation.socket).get("status")
+    invocation.emit(found, lambda: _status_lines(found))
+
+
+def _status_lines(found: dict[str, Any]) -> list[str]:
+    host, cluster, kernel = (found.get(part) or {} for part in ("host", "cluster", "kernel"))
+    counts = [f"{cluster.get(state, 0)} {state}" for state in ("alive", "suspect", "failed", "left")]
+    drift = (
+        "in sync"
+        if kernel.get("in_sync")
+        else f"{kernel.get('missing')} missing, {kernel.get('stale')} stale"
+    )
+    return pairs(
+        [
+            ("ready", found.get("ready")),
+            ("host", f"{host.get('name')} ({host.get('address')}), id {host.get('id')}"),
+            ("cluster", f"{', '.join(counts)}; id {cluster.get('id')}"),
+            ("digest", found.get("digest")),
+            ("networks", found.get("networks")),
+            ("endpoints", found.get("endpoints")),
+            ("kernel", drift),
+            ("primary key", (found.get("keys") or {}).get("primary")),
+            *(("health", finding) for finding in found.get("health") or []),
+        ]
+    )
+
+
+@click.command()
+@click.pass_obj
+def leave(invocation: Invocation) -> None:
+    """Take this host out of the cluster: its endpoints go and its addresses are handed on."""
+    _, answer = Client(invocation.socket).post("leave")
+    invocation.emit(answer, lambda: ["this host has left the cluster"])
+
+
+@click.command()
+@click.pass_context
+def diff(ctx: click.Context) -> None:
+    """Compare desired against kernel state.
+
+    Exits 0 when they are equal, 1 when something is missing or stale. Foreign objects do not count.
+    """
+    invocation: Invocation = ctx.obj
+    found = Client(invocation.socket).get("diff")
+    invocation.emit(found, lambda: _diff_lines(found))
+    if any(found.get(kind) for kind in COUNTED):
+        ctx.exit(EXIT_FAILED)
+
+
+def _diff_lines(found: dict[str, Any]) -> list[str]:
+    rows = [_finding_row(kind, finding) for kind in FINDINGS for finding in found.get(kind) or []]
+    return table(("STATE", "OBJECT", "WHAT", "WHY"), rows) if rows else ["in sync"]
+
+
+def _finding_row(kind: str, finding: object) -> list[object]:
+    if isinstance(finding, dict):
+        return [kind, *(finding.get(column) for column in ("object", "what", "why"))]
+    return [kind, None, finding, None]
+
+
+@click.command()
+@click.option("--follow", "-f", is_flag=True, help="Go on with what happens from now on.")
+@click.pass_obj
+def events(invocation: Invocation, follow: bool) -> None:
+    """Show what happened lately, one event a line."""
+    for event in Client(invocation.socket).lines("events", follow=int(follow)):
+        invocation.emit(event, partial(_event_line, event))
+    if follow:
+        raise Unreachable(
+            f"meshd at {invocation.socket} ended the event stream", "it was stopped or restarted"
+        )
+
+
+def _event_line(event: dict[str, Any]) -> Iterator[str]:
+    rest = " ".join(
+        f"{escaped(key)}={printable(value)}" for key, value in event.items() if key not in ("time", "kind")
+    )
+    yield f"{_moment(event.get('time'))}  {printable(event.get('kind'))}  {rest}".rstrip()
+
+
+def _moment(unix_seconds: float | None) -> str:
+    """Return UTC to the millisecond, e.g. 2026-01-31T12:00:00.250Z."""
+    if unix_seconds is None:
+        return "-"
+    milliseconds = round(unix_seconds * 1000)
+    whole = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(milliseconds // 1000))
+    return f"{whole}.{milliseconds % 1000:03d}Z"
+
+
+@click.command()
+@click.pass_obj
+def version(invocation: Invocation) -> None:
+    """Show the versions of meshctl and of the daemon; a daemon that is not reachable has none."""
+    try:
+        daemon = Client(invocation.socket).get("version").get("version")
+    except Unreachable:
+        daemon = None
+    found = {"version": __version__, "daemon": daemon}
+    invocation.emit(found, lambda: pairs([("meshctl", __version__), ("meshd", daemon or "not reachable")]))

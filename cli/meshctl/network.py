@@ -1,0 +1,91 @@
+"""``meshctl network``: asks the daemon for networks. Knows none of the rules about them."""
+
+from typing import Any
+
+import click
+
+from meshctl.client import Client
+from meshctl.group import Group
+from meshctl.output import Invocation
+from meshctl.params import CIDR, DRIVERS, IP, KEY_VALUE, WORD
+from meshctl.table import pairs, table
+
+HEAD = ("NAME", "DRIVER", "SCOPE", "VNI", "SUBNETS", "GATEWAYS", "MTU", "INTERNAL", "ENDPOINTS")
+
+
+@click.group(cls=Group)
+def network() -> None:
+    """Create, list, inspect and remove networks."""
+
+
+@network.command()
+@click.argument("name", type=WORD)
+@click.option("-d", "--driver", type=click.Choice(DRIVERS), default="overlay", show_default=True)
+@click.option(
+    "--subnet", "subnets", type=CIDR, multiple=True, help="Its addresses, one a family.  [default: drawn]"
+)
+@click.option("--gateway", "gateways", type=IP, multiple=True, help="The gateway's address in a subnet.")
+@click.option(
+    "--ip-range", "ip_range", type=CIDR, multiple=True, help="Give out only addresses in this part."
+)
+@click.option("--exclude", type=IP, multiple=True, help="Never give this address out.")
+@click.option("--ipv6", is_flag=True, help="Have an IPv6 subnet as well.")
+@click.option("--internal", is_flag=True, help="No way out of the network.")
+@click.option("--mtu", type=click.IntRange(1, 65535), help="Bytes.  [default: what the underlay carries]")
+@click.option("--vni", type=click.IntRange(1, 2**24 - 1), help="VXLAN network identifier.  [default: drawn]")
+@click.option("--opt", "options", type=KEY_VALUE, multiple=True, help="Driver option.")
+@click.option(
+    "--label", "labels", type=KEY_VALUE, multiple=True, help="For people and programs; meshd ignores it."
+)
+@click.pass_obj
+def create(invocation: Invocation, /, **wanted: Any) -> None:
+    """Create the network NAME: an overlay for the cluster, or a bridge on this host."""
+    wanted.update(options=dict(wanted["options"]), labels=dict(wanted["labels"]))
+    _, made = Client(invocation.socket).post("networks", body=wanted)
+    invocation.emit(made, lambda: _rows([made]))
+
+
+@network.command("ls")
+@click.pass_obj
+def list_networks(invocation: Invocation) -> None:
+    """List the networks that this host knows."""
+    found = Client(invocation.socket).get("networks")
+    invocation.emit(found, lambda: _rows(found))
+
+
+@network.command()
+@click.argument("name", type=WORD)
+@click.pass_obj
+def inspect(invocation: Invocation, name: str) -> None:
+    """Show all of one network, and who owns which block of its addresses."""
+    found = Client(invocation.socket).get("networks", name)
+    invocation.emit(found, lambda: _inspect_lines(found))
+
+
+@network.command()
+@click.argument("name", type=WORD)
+@click.pass_obj
+def rm(invocation: Invocation, name: str) -> None:
+    """Remove a network that has no endpoints."""
+    answer = Client(invocation.socket).delete("networks", name)
+    invocation.emit(answer, list)
+
+
+def _rows(networks: list[dict[str, Any]]) -> list[str]:
+    # vni 0 is what a network without VXLAN has
+    rows = [[found.get(column.lower()) if column != "VNI" else found.get("vni") or None for column in HEAD]
+            for found in networks]  # fmt: skip
+    return table(HEAD, rows)
+
+
+def _inspect_lines(found: dict[str, Any]) -> list[str]:
+    blocks = found.get("blocks") or []
+    lines = pairs((name.replace("_", " "), value) for name, value in found.items() if name != "blocks")
+    if blocks:
+        lines += [
+            "",
+            *table(
+                ("BLOCK", "OWNER", "FREE"), [[b.get("block"), b.get("owner"), b.get("free")] for b in blocks]
+            ),
+        ]
+    return lines

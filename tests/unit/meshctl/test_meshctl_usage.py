@@ -1,0 +1,134 @@
+"""Wrong command lines: one `error:` line, one `hint:` line, exit status 2, and nothing asked of the daemon."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+import meshctl as package
+from meshctl.main import COMMANDS
+
+SUBNET = "network create --help"
+
+WRONG = [
+    ([], "missing command", "meshctl --help"),
+    (["membrs"], "no such command: meshctl membrs", "did you mean meshctl members?"),
+    (["xyzzy"], "no such command: meshctl xyzzy", "meshctl --help"),
+    (["network"], "missing command", "meshctl network --help"),
+    (["network", "lss"], "no such command: meshctl network lss", "did you mean meshctl network ls?"),
+    (["-o", "xml", "members"], "--output: 'xml' is not one of 'table', 'json'", "meshctl --help"),
+    (["members", "-o", "xml"], "--output: 'xml' is not one of 'table', 'json'", "meshctl members --help"),
+    (["members", "surplus"], "got unexpected extra argument (surplus)", "meshctl members --help"),
+    (["events", "--folow"], "no such option: --folow", "did you mean --follow?"),
+    (["events", "--zzz"], "no such option: --zzz", "meshctl events --help"),
+    (["network", "create"], "missing argument: NAME", f"meshctl {SUBNET}"),
+    (["network", "create", ""], "NAME: must not be empty", f"meshctl {SUBNET}"),
+    (
+        ["network", "create", "blue", "-d", "macvlan"],
+        "--driver: 'macvlan' is not one of 'overlay', 'bridge'",
+        f"meshctl {SUBNET}",
+    ),
+    (
+        ["network", "create", "blue", "--subnet", "10.1.0.0/33"],
+        "--subnet: '10.1.0.0/33' is not ADDRESS/LENGTH, e.g. 10.1.0.0/20",
+        f"meshctl {SUBNET}",
+    ),
+    (
+        ["network", "create", "blue", "--subnet", "10.1.0.0"],
+        "--subnet: '10.1.0.0' has no length, e.g. 10.1.0.0/20",
+        f"meshctl {SUBNET}",
+    ),
+    (
+        ["network", "create", "blue", "--subnet", "10.1.0.9/20"],
+        "--subnet: '10.1.0.9/20' has host bits set; its network is 10.1.0.0/20",
+        f"meshctl {SUBNET}",
+    ),
+    (
+        ["network", "create", "blue", "--gateway", "10.1.0"],
+        "--gateway: '10.1.0' is not an IPv4 or IPv6 address",
+        f"meshctl {SUBNET}",
+    ),
+    (["network", "create", "blue", "--opt", "mode"], "--opt: 'mode' is not KEY=VALUE", f"meshctl {SUBNET}"),
+    (["network", "create", "blue", "--label", "=x"], "--label: '=x' is not KEY=VALUE", f"meshctl {SUBNET}"),
+    (
+        ["network", "create", "blue", "--vni", "16777216"],
+        "--vni: 16777216 is not in the range 1<=x<=16777215",
+        f"meshctl {SUBNET}",
+    ),
+    (["network", "create", "blue", "--mtu", "big"], "--mtu: 'big' is not a valid integer range", f"meshctl {SUBNET}"),
+    (["network", "rm"], "missing argument: NAME", "meshctl network rm --help"),
+    (["endpoint", "inspect"], "missing argument: ID", "meshctl endpoint inspect --help"),
+    (["attach"], "missing option: --netns or --pid", "meshctl attach --help"),
+    (
+        ["attach", "blue", "--netns", "x", "--pid", "1"],
+        "--netns and --pid exclude each other: give one",
+        "meshctl attach --help",
+    ),
+    (
+        ["attach", "blue", "--pid", "1", "--mac", "01:00:5e:00:00:01"],
+        "--mac: '01:00:5e:00:00:01' is not an interface's address: it is a group's or all zero",
+        "meshctl attach --help",
+    ),
+    (
+        ["attach", "blue", "--pid", "1", "--mac", "02:00"],
+        "--mac: '02:00' is not an Ethernet address, e.g. 02:42:0a:01:00:05",
+        "meshctl attach --help",
+    ),
+    (
+        ["attach", "blue", "--pid", "1", "--ifname", "a-name-too-long-"],
+        "--ifname: 'a-name-too-long-' cannot be an interface's name: 1 to 15 bytes, no /, : or space",
+        "meshctl attach --help",
+    ),
+    (["attach", "--pid", "0"], "--pid: 0 is not in the range x>=1", "meshctl attach --help"),
+    (["detach"], "missing argument: NETWORK", "meshctl detach --help"),
+    (["detach", "blue"], "missing option: --netns or --pid or --endpoint", "meshctl detach --help"),
+    (["run"], "missing command: nothing follows --", "meshctl run [NETWORK] [OPTIONS] -- COMMAND..."),
+    (["run", "blue", "true"], "missing command: nothing follows --", "meshctl run [NETWORK] [OPTIONS] -- COMMAND..."),
+    (["run", "blue", "--"], "missing command: nothing follows --", "meshctl run [NETWORK] [OPTIONS] -- COMMAND..."),
+    (["init", "--name", "a b"], "--name: 'a b' is not a host name: letters, digits, - and ., at most 63", "meshctl init --help"),
+    (["init", "--bind", "eth0"], "--bind: 'eth0' is not an IPv4 or IPv6 address", "meshctl init --help"),
+    (["init", "--port", "65536"], "--port: 65536 is not in the range 1<=x<=65535", "meshctl init --help"),
+    (["join"], "missing argument: TOKEN", "meshctl join --help"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "args, error, hint", WRONG, ids=[" ".join(args) or "nothing" for args, _, _ in WRONG]
+)
+def test_a_wrong_command_line_is_two_lines_and_status_2(daemon, meshctl, args, error, hint):
+    result = meshctl(*args)
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert result.stderr.splitlines() == [f"error: {error}", f"hint: {hint}"]
+    assert daemon.asked() == []
+
+
+@pytest.mark.parametrize("name", ["lo", "", ".", "..", "a/b", "a:b", "a b", "a\nb", "a%d"])
+def test_what_the_kernel_would_not_take_as_an_interface_name_is_wrong_usage(meshctl, name):
+    result = meshctl("attach", "--pid", "1", "--ifname", name)
+    assert result.exit_code == 2
+    assert len(result.stderr.splitlines()) == 2
+
+
+@pytest.mark.parametrize(
+    "command", [[], *([name] for name in COMMANDS if name != "lab"), ["network", "create"]]
+)
+def test_help_goes_to_standard_output_and_is_status_0(meshctl, command):
+    result = meshctl(*command, "--help")
+    assert (result.exit_code, result.stderr) == (0, "")
+    assert result.stdout.startswith(f"Usage: {' '.join(['meshctl', *command])} ")
+
+
+def test_the_help_of_the_root_names_every_command(meshctl):
+    listed = meshctl("--help").stdout.partition("Commands:\n")[2]
+    assert [line.split()[0] for line in listed.splitlines()] == list(COMMANDS)
+
+
+def test_there_are_no_flags_without_code_behind_them(meshctl):
+    offered = meshctl("network", "create", "--help").stdout + meshctl("attach", "--help").stdout
+    for absent in ("--parent", "--mode", "--host-access", "--broadcast", "--publish"):
+        assert absent not in offered
+
+
+def test_the_version_is_the_distribution_s():
+    text = (Path(__file__).parents[3] / "pyproject.toml").read_text()
+    assert re.search(r'^version = "(.+)"$', text, re.MULTILINE)[1] == package.__version__
