@@ -1,0 +1,290 @@
+"""What cannot be done is refused in one line that says what is wrong, with the exit status of the contract, and
+changes nothing."""
+
+import os
+import re
+import subprocess
+import sys
+import sysconfig
+from pathlib import Path
+
+import pytest
+from labtools import Attach, NewNetwork
+
+import meshctl
+from meshctl.labcluster import Lab
+from meshctl.labdaemon import LAB_UID, reachable
+from meshctl.labhost import Host, wait_for
+from meshctl.setup import toml
+
+FAILED, USAGE, UNREACHABLE = 1, 2, 3
+NOBODY = 65534
+
+REFUSED: dict[str, tuple[str, int, str]] = {
+    "a network's name that is taken": ("network create taken", FAILED, "network taken exists"),
+    "a name that always exists": ("network create host", FAILED, "network name host is reserved: it always exists"),
+    "a subnet that overlaps another network's": (
+        "network create new --subnet 10.66.0.128/25", FAILED,
+        r"subnet 10\.66\.0\.128/25 overlaps network taken \(10\.66\.0\.0/24\)",
+    ),
+    "a subnet that a host has a route to": (
+        "network create new --subnet 192.0.2.0/25", FAILED,
+        r"subnet 192\.0\.2\.0/25 overlaps .*192\.0\.2\.0/24.*",
+    ),
+    "a subnet with host bits": (
+        "network create new --subnet 10.66.1.5/24", USAGE,
+        r"--subnet: '10\.66\.1\.5/24' has host bits set; its network is 10\.66\.1\.0/24",
+    ),
+    "a gateway outside the subnet": (
+        "network create new --subnet 10.66.1.0/24 --gateway 10.66.2.1", FAILED,
+        r"gateway 10\.66\.2\.1 is outside the subnets \(10\.66\.1\.0/24\)",
+    ),
+    "an MTU above the underlay's": ("network create new --mtu 1500", FAILED, "mtu 1500 does not fit: .*"),
+    "encryption, until it exists": ("network create new --opt encrypted", FAILED, "option encrypted is refused: .*"),
+    "a driver that does not exist": ("network create new -d token-ring", USAGE, ".*token-ring.*"),
+    "removing what does not exist": ("network rm nowhere", FAILED, "no network 'nowhere'"),
+    "an address outside the subnet": (
+        "attach taken --netns {ns} --ip 10.99.0.1", FAILED,
+        r"10\.99\.0\.1 is in no subnet of network taken \(10\.66\.0\.0/24\)",
+    ),
+    "the gateway's address": ("attach taken --netns {ns} --ip 10.66.0.1", FAILED, r"10\.66\.0\.1 .*gateway.*"),
+    "an address that is no address": ("attach taken --netns {ns} --ip 10.66.0.300", USAGE, r".*10\.66\.0\.300.*"),
+    "attaching to a network that does not exist": (
+        "attach nowhere --netns {ns}", FAILED, "no network 'nowhere'"
+    ),
+    "attaching a namespace that does not exist": (
+        "attach taken --netns /run/netns/nowhere", FAILED, "no such network namespace: /run/netns/nowhere"
+    ),
+    "attaching a file that is no namespace": (
+        "attach taken --netns /etc/passwd", FAILED, "/etc/passwd is not a network namespace"
+    ),
+    "attaching the host's own namespace": (
+        "attach taken --netns /proc/self/ns/net", FAILED, "/proc/self/ns/net is this host's own namespace; .*"
+    ),
+    "attaching a process that does not exist": (
+        "attach taken --pid 4194304", FAILED, "no process has the id 4194304"
+    ),
+    "attaching nothing": ("attach taken", USAGE, "missing option: .*"),
+    "a command that does not exist": ("atach taken", USAGE, "no such command: meshctl atach"),
+    "a token that is none": ("join hello --config-dir {new}", USAGE, r"that is not a meshd token.*"),
+    "a token with one letter changed": ("join {mangled} --config-dir {new}", USAGE, "the token is damaged: .*"),
+    "a token cut short": ("join {short} --config-dir {new}", USAGE, "the token is damaged: .*"),
+    "joining where a configuration is": ("join {token} --config-dir {etc}", FAILED, ".*(exist|is there).*"),
+    "an address of another host": (
+        "init --bind 192.0.2.99 --config-dir {new}", FAILED,
+        r"--bind 192\.0\.2\.99 is not an address of this host; nothing was changed",
+    ),
+    "a socket where no daemon is": ("--socket {new} members", UNREACHABLE, "meshd is not reachable at .*"),
+}  # fmt: skip
+"""What is wrong -> command, exit status, the whole first line after "error: " as a pattern."""
+
+
+@pytest.fixture(scope="module")
+def words(lab3: Lab, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """What the table's commands are filled in with."""
+    first = lab3.hosts[0]
+    first.json("network", "create", "taken", "--subnet", "10.66.0.0/24")
+    wait_for(
+        "all have the same state", 10, lambda: len({host.status()["digest"] for host in lab3.hosts}) == 1
+    )
+    token = first.json("token")["token"]
+    middle = len(token) // 2
+    return {
+        "ns": f"/run/netns/{lab3.container('bad')}",
+        "new": str(tmp_path_factory.mktemp("bad") / "new"),
+        "etc": str(first.dir / "etc"),
+        "token": token,
+        "mangled": token[:middle] + ("A" if token[middle] != "A" else "B") + token[middle + 1 :],
+        "short": token[:-4],
+    }
+
+
+@pytest.mark.parametrize("what", REFUSED)
+def test_what_cannot_be_done_is_refused_in_one_line_and_changes_nothing(
+    lab3: Lab, words: dict[str, str], what: str
+) -> None:
+    command, status, line = REFUSED[what]
+    host = lab3.hosts[0]
+    before = host.status()["digest"], host.json("network", "ls"), host.json("endpoint", "ls")
+    done = host.meshctl(*command.format(**words).split())
+    said = done.stderr.splitlines()
+    assert (done.returncode, done.stdout) == (status, ""), done.stderr
+    assert re.fullmatch(f"error: {line}", said[0]), said[0]
+    assert all(more.startswith("hint: ") for more in said[1:])
+    assert len(said) <= 2
+    assert (host.status()["digest"], host.json("network", "ls"), host.json("endpoint", "ls")) == before
+    assert not Path(words["new"]).exists()
+
+
+def test_an_error_in_json_leaves_standard_output_empty(lab3: Lab) -> None:
+    done = lab3.hosts[0].meshctl("-o", "json", "network", "inspect", "nowhere")
+    assert (done.returncode, done.stdout) == (FAILED, "")
+    assert done.stderr.startswith("error: no network 'nowhere'\n")
+
+
+# --- who may do what -------------------------------------------------------------------------------------
+
+
+def curl(host: Host, group: int, *args: str) -> tuple[str, str]:
+    """Call the API as uid nobody; return status and body. The socket's folder comes as a descriptor, since its
+    parents may be closed to that user."""
+    folder = os.open(host.dir / "run", os.O_PATH)
+    try:
+        done = subprocess.run(
+            ["setpriv", f"--reuid={NOBODY}", f"--regid={group}", "--clear-groups", "curl", "-sS", "--max-time", "10",
+             "--unix-socket", f"/proc/self/fd/{folder}/api.sock", "-w", "\n%{http_code}", *args],
+            pass_fds=(folder,), stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False,
+        )  # fmt: skip
+    finally:
+        os.close(folder)
+    body, _, status = done.stdout.rpartition("\n")
+    return status, body or done.stderr
+
+
+def test_a_member_of_the_daemons_group_reads_and_changes_nothing(lab3: Lab) -> None:
+    host = lab3.hosts[0]
+    assert curl(host, LAB_UID, "http://localhost/v1/members")[0] == "200"
+    status, body = curl(
+        host,
+        LAB_UID,
+        "-H",
+        "Content-Type: application/json",
+        "-d",
+        '{"name":"mine"}',
+        "http://localhost/v1/networks",
+    )
+    assert (status, '"forbidden"' in body) == ("403", True)
+    assert curl(host, LAB_UID, "http://localhost/v1/token")[0] == "403"
+    assert host.meshctl("network", "inspect", "mine").returncode == FAILED
+
+
+def test_anybody_else_does_not_even_read(lab3: Lab) -> None:
+    status, said = curl(lab3.hosts[0], NOBODY, "http://localhost/v1/members")
+    assert status in ("000", "403")
+    assert said
+
+
+def test_meshctl_without_root_says_what_is_missing(lab3: Lab) -> None:
+    if not all(reachable(Path(where)) for where in (meshctl.__path__[0], sysconfig.get_path("purelib"))):
+        pytest.skip("this checkout is closed to other users, so none but root can run its meshctl")
+    user = ("setpriv", f"--reuid={NOBODY}", f"--regid={NOBODY}", "--clear-groups")
+    done = lab3.hosts[0].run(*user, *python("meshctl.main"), "members")
+    assert done.returncode == UNREACHABLE
+    assert done.stderr.splitlines()[1:] == ["hint: run as root or as a member of the group meshd"]
+
+
+# --- the daemon itself -------------------------------------------------------------------------------------
+
+
+def python(module: str) -> list[str]:
+    return [sys.executable, "-m", module]
+
+
+def config(tmp_path: Path, host: Host, **gossip: object) -> Path:
+    """Write a configuration for a second daemon on ``host``."""
+    tables = {
+        "host": {
+            "state_dir": str(tmp_path / "state"),
+            "run_dir": str(tmp_path / "run"),
+            "docker_plugin_socket": "",
+        },
+        "gossip": {"bind": host.address, "keyring": str(host.dir / "etc" / "keyring"), **gossip},
+    }
+    path = tmp_path / "meshd.toml"
+    path.write_text("\n".join(toml(tables)) + "\n")
+    return path
+
+
+def foreground(host: Host, path: Path) -> tuple[int, list[str]]:
+    done = host.run(*python("meshd"), "--config", str(path), timeout=30)
+    assert done.stdout == ""
+    return done.returncode, done.stderr.splitlines()
+
+
+def test_a_port_that_is_in_use(lab3: Lab, tmp_path: Path) -> None:
+    host = lab3.hosts[0]
+    status, said = foreground(host, config(tmp_path, host))
+    assert status == USAGE
+    assert said == [
+        f"error: gossip.port: UDP {host.address}:7947 is in use by another program; nothing was started",
+        "hint: stop that program (ss -lpn 'sport = :7947' shows it) or set another [gossip] port",
+    ]
+
+
+def test_an_address_that_the_host_does_not_have(lab3: Lab, tmp_path: Path) -> None:
+    host = lab3.hosts[0]
+    status, said = foreground(host, config(tmp_path, host, bind="192.0.2.99"))
+    assert status == USAGE
+    assert said[0].startswith("error: gossip.bind: ")
+    assert "192.0.2.99" in said[0]
+
+
+def test_a_state_dir_that_another_daemon_uses(lab3: Lab, tmp_path: Path) -> None:
+    host = lab3.hosts[0]
+    (tmp_path / "state").symlink_to(host.dir / "state")
+    status, said = foreground(host, config(tmp_path, host, port=7999))
+    assert status == FAILED
+    assert (
+        said[0]
+        == f"error: {tmp_path / 'state'}: another meshd runs on this state_dir; this one changed nothing"
+    )
+
+
+def test_a_keyring_that_is_not_there(lab3: Lab, tmp_path: Path) -> None:
+    host = lab3.hosts[0]
+    status, said = foreground(host, config(tmp_path, host, port=7999, keyring=str(tmp_path / "keyring")))
+    assert status == USAGE
+    assert said == [
+        f"error: {tmp_path / 'keyring'}: no such file",
+        "hint: run: meshctl init (first host) or meshctl join TOKEN",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("text", "line"),
+    [
+        ("[gossip]\nprot = 1\n", "gossip.prot: unknown key (allowed here: bind, port, seeds, keyring)"),
+        ("[gossip]\nport = 'x'\n", "gossip.port: expected `int`, got `str`"),
+        ("[gossip]\nport = 70000\n", "gossip.port: expected `int` <= 65535"),
+        ("[gossip]\nbind = 'host1'\n", "gossip.bind: 'host1' is not an IPv4 or IPv6 address"),
+        ("[gossip]\nseeds = ['192.0.2.1']\n", "gossip.seeds: '192.0.2.1' is not ADDRESS:PORT, e.g. 192.0.2.2:7947"),
+        ("[pools]\nv4 = ['fd00::/48']\n", "pools.v4: fd00::/48 is not an IPv4 prefix"),
+        ("[log]\nlevel = 'loud'\n", "log.level: invalid enum value 'loud'"),
+        ("gossip", "not TOML: Expected '=' after a key in a key/value pair (at end of document)"),
+    ],
+)  # fmt: skip
+def test_a_mistake_in_the_configuration_is_one_line(tmp_path: Path, text: str, line: str) -> None:
+    path = tmp_path / "meshd.toml"
+    path.write_text(text)
+    for arguments in (["--check"], []):
+        done = subprocess.run(
+            [*python("meshd"), "--config", str(path), *arguments], capture_output=True, text=True, check=False
+        )
+        assert (done.returncode, done.stdout, done.stderr) == (USAGE, "", f"error: {path}: {line}\n")
+
+
+def test_a_damaged_journal_stops_the_daemon_and_is_left_as_it_is(
+    lab3: Lab, new_network: NewNetwork, attach: Attach
+) -> None:
+    host = lab3.hosts[2]
+    attach(host, new_network())
+    host.kill()
+    journal = host.dir / "state" / "journal"
+    good = journal.read_bytes()
+    bad = bytearray(good)
+    bad[len(bad) // 2] ^= 0xFF
+    journal.write_bytes(bad)
+    try:
+        host.begin()
+        process = host._process
+        assert process is not None
+        assert process.wait(timeout=30) == FAILED
+        said = host.log.read_text().splitlines()[-2:]
+        assert any(re.match(r"error: .*/state/journal: damaged at byte \d+ of \d+", line) for line in said), (
+            said
+        )
+        assert journal.read_bytes() == bad
+    finally:
+        journal.write_bytes(good)
+        host.start()
+        host.wait_alive(3)

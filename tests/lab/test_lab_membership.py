@@ -1,0 +1,95 @@
+"""Hosts that come, leave, and do not belong."""
+
+import itertools
+from collections.abc import Iterator
+
+import pytest
+from labtools import Attached, no_ping_is_lost
+
+from meshctl.labcluster import Lab
+from meshctl.labhost import wait_for
+
+
+@pytest.fixture
+def lab2(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
+    """Two hosts for a test that takes one of them away."""
+    lab = Lab.up(2, tmp_path_factory.mktemp("lab2") / "lab")
+    yield lab
+    lab.down()
+
+
+def test_a_host_that_leaves_takes_its_rows_its_devices_and_its_endpoints_with_it(lab2: Lab) -> None:
+    first, second = lab2.hosts
+    first.json("network", "create", "blue", "--ipv6")
+    second.wait_network("blue")
+    made = []
+    for number, host in enumerate((first, first, second)):
+        ns = lab2.container(f"c{number}")
+        endpoint = host.json("attach", "blue", "--netns", f"/run/netns/{ns}", "--name", f"e{number}")
+        made.append(Attached(host, ns, endpoint))
+    for host in lab2.hosts:
+        host.wait_rows(*(one.mac for one in made))
+    no_ping_is_lost(list(itertools.permutations(made, 2)))
+    devices = made[0].devices
+    second.json("leave")
+    wait_for("host1 sees that host2 left", 10, lambda: states(lab2) == {"host1": "alive", "host2": "left"})
+    first.wait_rows(made[2].mac, there=False)
+    first.wait_in_sync()
+    assert {e["name"] for e in first.json("endpoint", "ls")} == {"e0", "e1"}
+    no_ping_is_lost([(made[0], made[1])])
+    wait_for("host2's daemon ends", 10, lambda: not second.alive)
+    assert devices not in second.run("ip", "-br", "link").stdout
+
+
+def test_a_host_that_left_may_come_again(lab2: Lab) -> None:
+    second = lab2.hosts[1]
+    second.json("leave")
+    wait_for("host2's daemon ends", 10, lambda: not second.alive)
+    second.start()
+    for host in lab2.hosts:
+        host.wait_alive(2)
+        host.wait_in_sync()
+    assert states(lab2)["host2"] == "alive"
+
+
+def test_a_cluster_forms_without_a_failed_conversation(lab2: Lab) -> None:
+    wait_for(
+        "both have the same state", 10, lambda: len({host.status()["digest"] for host in lab2.hosts}) == 1
+    )
+    for host in lab2.hosts:
+        assert "failed" not in host.log.read_text()
+
+
+def test_a_host_with_another_clusters_key_is_never_seen(lab2: Lab) -> None:
+    first, second = lab2.hosts
+    second.kill()
+    wait_for("host1 sees that host2 failed", 20, lambda: states(lab2)["host2"] == "failed")
+    keyring = second.dir / "etc" / "keyring"
+    key_id, _, key = keyring.read_text().strip().partition(":")
+    keyring.write_text(f"{key_id}:{key[::-1].lstrip('=')[:43]}=\n")
+    for file in (second.dir / "state").iterdir():
+        file.unlink()
+    second.start()
+    assert second.status()["cluster"]["alive"] == 1
+    assert first.status()["cluster"]["alive"] == 1
+    assert [m["name"] for m in second.json("members")] == ["host2"]
+
+
+def test_one_host_works_alone(tmp_path_factory: pytest.TempPathFactory) -> None:
+    lab = Lab.up(1, tmp_path_factory.mktemp("lab1") / "lab")
+    try:
+        (host,) = lab.hosts
+        host.json("network", "create", "blue")
+        made = []
+        for name in ("a", "b"):
+            ns = lab.container(name)
+            endpoint = host.json("attach", "blue", "--netns", f"/run/netns/{ns}", "--name", name)
+            made.append(Attached(host, ns, endpoint))
+        no_ping_is_lost([(made[0], made[1]), (made[1], made[0])])
+        host.wait_in_sync()
+    finally:
+        lab.down()
+
+
+def states(lab: Lab) -> dict[str, str]:
+    return {m["name"]: m["state"] for m in lab.hosts[0].json("members")}

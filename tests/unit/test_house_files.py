@@ -1,0 +1,112 @@
+"""The files an operator meets first: configuration, unit, sysctl, Makefile, README."""
+
+import re
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from meshctl.main import COMMANDS
+from meshd.config import Settings, parse
+
+ROOT = Path(__file__).parents[2]
+CONFIG = ROOT / "configs" / "meshd.toml"
+UNIT = ROOT / "systemd" / "meshd.service"
+EXPOSURE_TENTHS = "20"
+
+
+def keys(text: str) -> set[str]:
+    return {f"{table}.{key}" for table, said in tomllib.loads(text).items() for key in said}
+
+
+def test_the_documented_configuration_is_the_default_one() -> None:
+    assert parse(CONFIG.read_text(), "meshd.toml") == Settings()
+
+
+def test_every_key_is_documented_and_every_documented_key_exists() -> None:
+    documented = re.sub(r"(?m)^#(?=[a-z_]+ = )", "", CONFIG.read_text())
+    known = {
+        f"{table.name}.{key.name}"
+        for table in msgspec.structs.fields(Settings)
+        for key in msgspec.structs.fields(table.type)
+    }
+    assert keys(documented) == known
+    parse(documented, "meshd.toml")
+
+
+def test_the_daemon_accepts_the_documented_configuration() -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "meshd", "--config", str(CONFIG), "--check"],
+        cwd=ROOT, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+@pytest.fixture
+def unit(tmp_path: Path) -> Path:
+    """The unit as `make install` would install it, with an ExecStart= that exists on this machine."""
+    text, replaced = re.subn(r"(?m)^ExecStart=\S+", f"ExecStart={sys.executable}", UNIT.read_text())
+    assert replaced == 1
+    installed = tmp_path / "meshd.service"
+    installed.write_text(text)
+    return installed
+
+
+def analyze(*args: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(["systemd-analyze", *args], capture_output=True, text=True, check=False)
+
+
+def test_systemd_finds_nothing_wrong_with_the_unit(unit: Path) -> None:
+    done = analyze("verify", str(unit))
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_systemd_would_find_a_mistake_in_the_unit(unit: Path) -> None:
+    unit.write_text(unit.read_text().replace("Restart=always", "Restart=allways"))
+    assert "allways" in analyze("verify", str(unit)).stderr
+
+
+def test_the_units_exposure_is_low(unit: Path) -> None:
+    done = analyze("security", "--offline=true", f"--threshold={EXPOSURE_TENTHS}", str(unit))
+    assert done.returncode == 0, done.stdout
+
+
+def test_the_unit_gives_one_capability() -> None:
+    lines = UNIT.read_text().splitlines()
+    assert "CapabilityBoundingSet=CAP_NET_ADMIN" in lines
+    assert "AmbientCapabilities=CAP_NET_ADMIN" in lines
+
+
+def test_what_the_makefile_calls_is_there_and_executable() -> None:
+    for script in (".ci/setup", ".ci/run", "systemd/install"):
+        assert (ROOT / script).stat().st_mode & 0o111
+        assert subprocess.run(["bash", "-n", ROOT / script], check=False).returncode == 0
+
+
+def test_the_makefile_helps() -> None:
+    done = subprocess.run(["make", "help"], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0
+    assert {"demo", "test", "check", "setup"} <= {
+        line.split()[1] for line in done.stdout.splitlines() if line
+    }
+
+
+@pytest.mark.parametrize("document", ["README.md", "CONTRIBUTING.md"])
+def test_every_command_that_a_document_names_exists(document: str) -> None:
+    text = (ROOT / document).read_text()
+    named = set(re.findall(r"meshctl(?: -o json)? ([a-z]+)", text))
+    assert named <= set(COMMANDS)
+    targets = set(re.findall(r"`?make ([a-z]+)", text))
+    assert targets <= set(re.findall(r"(?m)^([a-z]+):", (ROOT / "Makefile").read_text()))
+
+
+@pytest.mark.parametrize("name", ["90-meshd.conf"])
+def test_every_sysctl_exists_in_this_kernel(name: str) -> None:
+    for line in (ROOT / "systemd" / name).read_text().splitlines():
+        key, equals, value = line.partition(" = ")
+        if equals and not line.startswith("#"):
+            assert Path("/proc/sys", key.replace(".", "/")).exists(), key
+            assert value.isdigit()
