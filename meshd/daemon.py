@@ -48,13 +48,13 @@ from meshd.wire.stream import Channel
 log = structlog.get_logger()
 
 
-def main(settings: Settings, source: Path) -> None:
-    """Run until SIGTERM, SIGINT or leave. Raises MeshdError for what an operator must mend."""
+def main(settings: Settings, source: Path) -> bool:
+    """Run until SIGTERM, SIGINT or leave; True for leave. Raises MeshdError for what an operator must mend."""
     logging.configure(settings.log)
-    trio.run(_run, settings, source)
+    return trio.run(_run, settings, source)
 
 
-async def _run(settings: Settings, source: Path) -> None:
+async def _run(settings: Settings, source: Path) -> bool:
     state_dir, run_dir = Path(settings.host.state_dir), Path(settings.host.run_dir)
     with _errors_one_by_one(), contextlib.ExitStack() as stack:
         stack.callback(os.close, identity.lock(state_dir))
@@ -107,6 +107,8 @@ async def _run(settings: Settings, source: Path) -> None:
                 "cloned-image", "the state on this disk was another machine's: this host has a new identity"
             )
         await _serve(cluster, disk, underlay, name, run_dir, source)
+        return cluster.left.is_set()
+    raise AssertionError("unreachable: an error is raised, never swallowed")
 
 
 def use_cases(cluster: Cluster) -> None:
@@ -161,8 +163,13 @@ async def _until_stopped(cluster: Cluster) -> None:
     """Wait for SIGTERM, SIGINT or leave. The data plane is left as it is; only leave has emptied it."""
 
     async def signalled(scope: trio.CancelScope) -> None:
-        with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
+        with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGHUP) as signals:
             async for number in signals:
+                if (
+                    number == signal.SIGHUP
+                ):  # a terminal that went away, or a reload: neither is a reason to stop
+                    log.warning("SIGHUP ignored: this version reads its configuration at start only")
+                    continue
                 log.info("stopping", signal=signal.Signals(number).name)
                 cluster.node.restarting(cluster.now(), RESTART_ANNOUNCED_S)
                 cluster.gossip.pump()

@@ -181,4 +181,3 @@ MESSAGE_TYPES: tuple[type[Message], ...] = (
     Ping, Ack, PingReq, Nack, IndirectAck, Suspect, Restarting, News, Announce, Buckets, Stamps, Want,
     BlockAsk, BlockAnswer, SyncOpen, StreamPing, StreamPong, Done,
 )  # fmt: skip
-

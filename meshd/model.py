@@ -173,7 +173,9 @@ class Network(msgspec.Struct, frozen=True, array_like=True):
     ip_range: Annotated[tuple[Short, ...], msgspec.Meta(max_length=8)] = ()
     exclude: Annotated[tuple[Short, ...], msgspec.Meta(max_length=256)] = ()
     options: Annotated[dict[Short, Short], msgspec.Meta(max_length=64)] = {}
-    labels: Annotated[dict[Short, Annotated[str, msgspec.Meta(max_length=1024)]], msgspec.Meta(max_length=64)] = {}
+    labels: Annotated[
+        dict[Short, Annotated[str, msgspec.Meta(max_length=1024)]], msgspec.Meta(max_length=64)
+    ] = {}
     removing: bool = False
 
 

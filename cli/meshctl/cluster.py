@@ -93,9 +93,15 @@ def _status_lines(found: dict[str, Any]) -> list[str]:
 @click.command()
 @click.pass_obj
 def leave(invocation: Invocation) -> None:
-    """Take this host out of the cluster: its endpoints go and its addresses are handed on."""
+    """Take this host out of the cluster: its endpoints go, and its daemon stops."""
     _, answer = Client(invocation.socket).post("leave")
-    invocation.emit(answer, lambda: ["this host has left the cluster"])
+    invocation.emit(
+        answer,
+        lambda: [
+            "this host has left the cluster and its daemon stops",
+            "where systemd starts it at boot: systemctl disable meshd",
+        ],
+    )
 
 
 @click.command()

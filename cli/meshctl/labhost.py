@@ -123,6 +123,8 @@ class Host:
         """Start the daemon without waiting for it."""
         if self.alive:
             raise Failed(f"meshd already runs on {self.name}, pid {self.pid}")
+        if self._process is not None:
+            self._process.wait()  # it has ended: not alive
         config = self.lab.view.of(self.dir, self.name) / "etc" / "meshd.toml"
         self._process = labdaemon.start(self.ns, self.dir, config, self.lab.view, self.log)
         self.pid = self._process.pid

@@ -110,18 +110,18 @@ class Ifname(_Text):
 
 
 class KeyValue(_Pair):
-    """``KEY=VALUE``; the value may be empty."""
+    """``KEY=VALUE``, or ``KEY`` alone with an empty value, as Docker takes ``--opt encrypted``."""
 
     name = "key=value"
 
     def convert(
         self, value: Any, param: click.Parameter | None, ctx: click.Context | None
     ) -> tuple[str, str]:
-        """Return key and value; wrong usage without ``=`` or without a key."""
+        """Return key and value; wrong usage without a key."""
         if isinstance(value, tuple):
             return value
-        key, equals, rest = value.partition("=")
-        if not key or not equals:
+        key, _, rest = value.partition("=")
+        if not key:
             self.fail(f"{value!r} is not KEY=VALUE", param, ctx)
         return key, rest
 

@@ -16,7 +16,7 @@ from meshd.plan import kernels, names, wording
 from meshd.plan.desired import desired_parts, firewall_text, members_of, merged, network_part
 from meshd.plan.diff import diff, findings
 from meshd.plan.objects import Dump, Finding, Kernel, Link
-from meshd.plan.ops import Op, PutLink
+from meshd.plan.ops import Op, PutLink, SetFirewall
 from meshd.plan.part import Part, add_remotes, has_rival, remote_rows, remove_remote
 from meshd.plan.view import View
 
@@ -64,8 +64,9 @@ class Shadow:
         network, those that did, and if local whose link was just made. What the kernel has refused since the last
         comparison is left out."""
         wanted, touched = Kernel(), Kernel()
-        for id_ in {id_ for some in endpoints.values() for id_ in some if id_ in view.attachments}:
-            self._link_is_new(id_, view.attachments[id_].host_if)
+        for network_id, some in endpoints.items():
+            for id_ in some & view.attachments.keys():
+                self._attached(network_id, id_, view.attachments[id_].host_if)
         whole = set(networks)
         if self._renumber(view):
             whole |= self._want.keys()
@@ -156,10 +157,21 @@ class Shadow:
                 kernels.join(wanted, remote_rows(part, id_))
         return True
 
-    def _link_is_new(self, id_: EndpointId, name: str) -> None:
-        """Forget what was wrong with a local endpoint's link: it has been made anew."""
+    def _attached(self, network_id: NetworkId, id_: EndpointId, link: str) -> None:
+        """Take a local endpoint's link for there, and have what the kernel refused of its network tried again
+        now: whoever attaches waits for the outcome."""
         self.vanished.pop(id_, None)
-        self.failed = {op: error for op, error in self.failed.items() if kernels.device(op) != name}
+        concerned = {
+            link,
+            names.overlay_bridge(network_id),
+            names.vxlan(network_id),
+            names.bridge(network_id),
+        }
+        self.failed = {
+            op: error
+            for op, error in self.failed.items()
+            if kernels.device(op) not in concerned and not isinstance(op, SetFirewall)
+        }
 
     def _change_network(self, view: View, network_id: NetworkId, wanted: Kernel, touched: Kernel) -> None:
         """Work out all of a network."""

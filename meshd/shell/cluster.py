@@ -374,6 +374,8 @@ class Cluster:
         body = item.body if item is not None and not item.dead else None
         if item is not None:
             self.usage.observe(item, now)
+        elif kind in (Kind.ENDPOINT, Kind.LOCAL_ENDPOINT):
+            self.usage.forget(item_id)
         match kind:
             case Kind.DEED if item is not None:
                 self.deeds.add(item)

@@ -105,6 +105,7 @@ class Streams:
         try:
             async with await self._open(address) as stream:
                 conversation = Conversation(stream, self._make(peer))
+                await conversation.establish()
                 session = self._session(conversation)
                 await conversation.send(session.open())
                 await self._run_sync(conversation, session)
@@ -121,7 +122,10 @@ class Streams:
         try:
             async with await self._open(address) as stream:
                 conversation = Conversation(stream, self._make(peer))
-                wants = [Want(keys=tuple(keys[i : i + _KEYS_PER_WANT])) for i in range(0, len(keys), _KEYS_PER_WANT)]
+                wants = [
+                    Want(keys=tuple(keys[i : i + _KEYS_PER_WANT]))
+                    for i in range(0, len(keys), _KEYS_PER_WANT)
+                ]
                 await conversation.send([*wants, Done()])
                 async for message in conversation.messages():
                     if not isinstance(message, News):
@@ -168,7 +172,7 @@ class Conversation:
 
     async def send(self, messages: Sequence[Message]) -> None:
         """Send messages, one blob each; does the handshake first."""
-        await self._establish()
+        await self.establish()
         for message in messages:
             self._channel.send(join([encode_message(message)]))
             await self._flush()
@@ -180,7 +184,7 @@ class Conversation:
 
     async def messages(self) -> AsyncIterator[Message]:
         """Yield what the peer sends until it ends its direction. Raises WireError on a cut."""
-        await self._establish()
+        await self.establish()
         while True:
             while self._blobs:
                 for message in decode_messages(self._blobs.popleft()):
@@ -189,7 +193,8 @@ class Conversation:
                 return
             await self._read()
 
-    async def _establish(self) -> None:
+    async def establish(self) -> None:
+        """Finish the handshake: only then it is known who is at the other end."""
         await self._flush()
         while not self._channel.established:
             await self._read()

@@ -35,7 +35,9 @@ class DigestTable:
         self._root = 0
         self._count = 1
         self._sums = [0]
-        self._keys: list[dict[Key, None]] = [{}]  # dicts, not sets: their order does not depend on the process
+        self._keys: list[dict[Key, None]] = [
+            {}
+        ]  # dicts, not sets: their order does not depend on the process
 
     def __len__(self) -> int:
         return len(self._hashes)

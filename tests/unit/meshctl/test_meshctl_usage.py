@@ -48,7 +48,7 @@ WRONG = [
         "--gateway: '10.1.0' is not an IPv4 or IPv6 address",
         f"meshctl {SUBNET}",
     ),
-    (["network", "create", "blue", "--opt", "mode"], "--opt: 'mode' is not KEY=VALUE", f"meshctl {SUBNET}"),
+    (["network", "create", "blue", "--opt", "=x"], "--opt: '=x' is not KEY=VALUE", f"meshctl {SUBNET}"),
     (["network", "create", "blue", "--label", "=x"], "--label: '=x' is not KEY=VALUE", f"meshctl {SUBNET}"),
     (
         ["network", "create", "blue", "--vni", "16777216"],

@@ -223,6 +223,22 @@ def test_a_link_that_was_recorded_but_not_made_is_refused_once_and_taken_when_ma
     assert bench.shadow.failed == {}
 
 
+def test_an_attach_has_what_was_refused_of_its_network_tried_again_at_once():
+    bench = Bench(blue_on_two_hosts())
+    bench.plug("web")
+    vxlan = desired(bench.world.view()).links["mv11111111"]
+    bench.kernel.refuse = {ops.PutLink(vxlan): refused(98)}
+    bench.compare()
+    assert ops.PutLink(vxlan) in bench.shadow.failed
+    assert bench.change(BLUE) == []
+    bench.kernel.refuse = {}
+    id_ = bench.world.endpoint("second", BLUE, A, "10.1.0.3")
+    bench.plug("second")
+    bench.change(endpoints={BLUE: {id_}})
+    assert bench.shadow.failed == {}
+    assert bench.kernel.state == desired(bench.world.view())
+
+
 def test_endpoints_without_rows_are_missing_in_what_people_see():
     bench = running()
     del bench.world.hosts[B]
