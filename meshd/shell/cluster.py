@@ -375,7 +375,7 @@ class Cluster:
         if item is not None:
             self.usage.observe(item, now)
         elif kind in (Kind.ENDPOINT, Kind.LOCAL_ENDPOINT):
-            self.usage.forget(item_id)
+            self.usage.forget(item_id, now)
         match kind:
             case Kind.DEED if item is not None:
                 self.deeds.add(item)
