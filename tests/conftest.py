@@ -1,10 +1,15 @@
 """What all tests share: marks by folder, seeds of simulations, hypothesis profiles, what needs root."""
 
 import os
+import secrets
+import sys
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, settings
+
+from meshctl.labdaemon import View
 
 SOAK = os.environ.get("MESHD_SOAK") == "1"
 SEEDS = 5
@@ -47,3 +52,31 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
             item.add_marker(ROOT_FOLDERS[folder])
             if os.geteuid() != 0:
                 item.add_marker(pytest.mark.skip(reason="needs root: it makes network namespaces"))
+
+
+class Opened:
+    """This checkout and its Python as another user can use them, also where that user cannot reach it: by a bind
+    mount in a mount namespace of the command's own."""
+
+    ROOT = Path(__file__).resolve().parent.parent
+    BIND = ('mount --bind "$1" "$2"; shift 2; exec "$@"',)
+
+    def __init__(self, view: View) -> None:
+        self.path = view.of(self.ROOT, "checkout")
+
+    def argv(self, become: Sequence[str], *args: str) -> list[str]:
+        """Return the command that runs our Python with ``args`` after ``become`` (setpriv and its flags)."""
+        python = self.path / Path(sys.executable).relative_to(self.ROOT)
+        modules = f"PYTHONPATH={self.path}:{self.path}/cli"
+        command = [*become, "env", modules, "PYTHONDONTWRITEBYTECODE=1", str(python), *args]
+        if self.path == self.ROOT:
+            return command
+        mounts = ["unshare", "--mount", "--propagation", "private", "sh", "-euc", *self.BIND, "sh"]
+        return [*mounts, str(self.ROOT), str(self.path), *command]
+
+
+@pytest.fixture(scope="session")
+def opened() -> Iterator[Opened]:
+    view = View(f"tests-{secrets.token_hex(3)}")
+    yield Opened(view)
+    view.remove()

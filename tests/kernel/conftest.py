@@ -7,7 +7,6 @@ import os
 import secrets
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -107,13 +106,11 @@ def vxlan_bridge(netns):
 
 
 @pytest.fixture
-def unprivileged():
-    """How to run our Python as nobody with CAP_NET_ADMIN alone."""
-    if shutil.which("setpriv") is None:
-        pytest.skip("needs setpriv (util-linux)")
+def unprivileged(opened):
+    """Make a command of our Python as nobody with CAP_NET_ADMIN alone: ``unprivileged(*args)``."""
     caps = "-all,+net_admin"
-    return [
+    become = [
         *("setpriv", "--reuid", "65534", "--regid", "65534", "--clear-groups", "--no-new-privs"),
         *("--inh-caps=" + caps, "--ambient-caps=" + caps, "--bounding-set=" + caps),
-        *("env", f"PYTHONPATH={ROOT}", "PYTHONDONTWRITEBYTECODE=1", sys.executable),
     ]
+    return lambda *args: opened.argv(become, *args)

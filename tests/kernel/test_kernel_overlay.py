@@ -5,6 +5,7 @@ packets. Frames on the wire between the hosts are read from a packet socket, not
 import json
 import socket
 import struct
+from pathlib import Path
 
 import layout
 import pytest
@@ -117,9 +118,11 @@ def make_cluster(make_netns):
 
 
 @pytest.fixture
-def as_nobody(unprivileged):
+def as_nobody(unprivileged, opened):
+    program = opened.path / Path(layout.__file__).relative_to(opened.ROOT)
+
     def run(host, n, family):
-        done = host.run(*unprivileged, layout.__file__, str(n), str(family), check=False)
+        done = host.run(*unprivileged(str(program), str(n), str(family)), check=False)
         assert done.returncode == 0, done.stderr
         return json.loads(done.stdout)
 

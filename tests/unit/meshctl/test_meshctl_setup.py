@@ -7,7 +7,6 @@ import os
 import re
 import stat
 import subprocess
-import sys
 import tempfile
 import tomllib
 from pathlib import Path
@@ -148,14 +147,12 @@ def test_a_directory_that_cannot_be_made_is_one_line(meshctl, tmp_path):
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="needs root: it becomes another user")
-def test_a_directory_of_another_user_s_is_one_line_with_the_remedy(open_directory):
+def test_a_directory_of_another_user_s_is_one_line_with_the_remedy(open_directory, opened):
     etc = open_directory / "etc"
     etc.mkdir(mode=0o755)
-    program = "import os; os.setresuid(65534, 65534, 65534); from meshctl.main import main; main()"
-    command = [sys.executable, "-c", program, "init", "--bind", "127.0.0.1", "--config-dir", str(etc)]
-    # all is imported before the change of user: the interpreter may be where that one cannot read
-    command[2] = "import meshctl.setup, ipaddress, encodings.idna; " + program
-    done = subprocess.run(command, capture_output=True, text=True, env={"PYTHONPATH": str(CLI)}, check=False)
+    become = ("setpriv", "--reuid=65534", "--regid=65534", "--clear-groups")
+    command = ["-m", "meshctl.main", "init", "--bind", "127.0.0.1", "--config-dir", str(etc)]
+    done = subprocess.run(opened.argv(become, *command), capture_output=True, text=True, check=False)
     assert done.returncode == 1
     assert done.stderr.splitlines() == [
         f"error: {etc} cannot be written: permission denied; nothing was changed",
