@@ -25,7 +25,7 @@ SUSPICION_MIN_S = 2.0  # with enough confirmations. News takes ms (spread/), so 
 #                        refutation needs 2 round trips and a scheduler stall
 SUSPICION_MAX_S = 4.5  # without any: everyone is probed about once a period, so 3 independent probes failed
 SUSPICION_CONFIRMATIONS = 2  # k: this many others halve the doubt (Lifeguard IV-B formula)
-RETRY_FAILED_PER_S = 0.5  # each failed member is tried this often by the whole cluster together, for ever
+RETRY_FAILED_PER_S = 1.0  # each failed member is tried this often by the whole cluster together, for ever
 PAUSE_S = 1.0  # woken later than this after a deadline: this host was paused; it distrusts itself
 CLONE_REFUTE_S = (
     1.0  # two hosts with one identity would outbid each other at line rate; once a second alarms too
@@ -132,7 +132,7 @@ NETLINK_DUMP_TRIES = 4  # once, and up to 3 times again when a change interrupte
 NETLINK_REPLY_S = 10.0  # the kernel answers while we send; no answer for this long is a lost one
 NETLINK_RCVBUF_BYTES = 64 * 1024 * 1024  # event socket: held 100,000 events (reliability.md, 3.2)
 RECONCILE_S = 30.0  # full compare even when no event came
-EVENT_SETTLE_S = 0.05  # wait for a burst of kernel events to end before comparing
+EVENT_SETTLE_S = 0.02  # wait for a burst of kernel events to end before comparing: most of a repair's time
 DUMP_AGAIN_S = 1.0  # at most one full compare in this time when the event socket overran
 COMPARE_REST = 4.0  # after a full compare, rest this many times as long as it took: at most a fifth of a core
 DELETIONS_ASKED_S = 1.0  # while deletions are withheld, ask this often whether they may be done

@@ -3,6 +3,7 @@
 import re
 import signal
 import subprocess
+import tempfile
 from dataclasses import dataclass
 
 from meshctl.errors import Failed
@@ -33,10 +34,11 @@ class Ping:
         """Start; ``count`` 0 goes on until ``result`` is asked for. Replies are waited for a second at the end."""
         limit = ["-c", str(count)] if count else []
         self.to = to
+        self._said = tempfile.TemporaryFile(mode="w+")  # noqa: SIM115  # a full pipe would stop the pings
         self._process = subprocess.Popen(
             ["ip", "netns", "exec", namespace,
              "ping", "-n", "-W", "1", "-i", f"{every_ms / 1000:.3f}", *limit, to],
-            stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+            stdin=subprocess.DEVNULL, stdout=self._said, stderr=subprocess.STDOUT,
         )  # fmt: skip
         self._endless = not count
 
@@ -44,7 +46,10 @@ class Ping:
         """Wait for the end, or bring it about, and count. Raises Failed with ping's words where it sent none."""
         if self._endless:
             self._process.send_signal(signal.SIGINT)
-        said, _ = self._process.communicate(timeout=60)
+        self._process.wait(timeout=60)
+        with self._said:
+            self._said.seek(0)
+            said = self._said.read()
         counted = SENT.search(said)
         if counted is None:
             raise Failed(f"ping {self.to}: {said.strip()}")

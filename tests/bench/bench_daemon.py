@@ -1,4 +1,4 @@
-"""Figures of real daemons on three hosts of a lab: how soon an endpoint is programmed everywhere, how long commands
+"""Figures of real daemons in a lab: how soon an endpoint is programmed everywhere, how long commands
 and starts take, what a daemon costs at rest. Prints; asserts nothing.
 
 The clock of "attach -> rows elsewhere" starts when the daemon's answer has been read by the caller and stops when
@@ -7,105 +7,36 @@ netlink socket in that host's namespace. A negative figure is one that was there
 """
 
 import contextlib
-import ctypes
-import http.client
-import json
 import os
-import socket
-import statistics
-import struct
 import sys
 import tempfile
-import threading
 import time
 from pathlib import Path
+
+from benchlib import Rows, Unix, show
 
 from meshctl.labcluster import Lab
 from meshctl.labhost import Host
 
 ROUNDS = 60
 REST_S = 20.0
-CLONE_NEWNET = 0x40000000
-RTNLGRP_NEIGH = 3
-RTM_NEWNEIGH = 28
-AF_INET = 2
 
 
-class Rows(threading.Thread):
-    """Notes when each v4 neighbour with a MAC appears in a namespace."""
-
-    def __init__(self, namespace: str) -> None:
-        super().__init__(daemon=True)
-        self._namespace = namespace
-        self.seen: dict[str, float] = {}
-        self.ready = threading.Event()
-
-    def run(self) -> None:
-        libc = ctypes.CDLL(None, use_errno=True)
-        with open(f"/run/netns/{self._namespace}") as namespace:
-            if libc.setns(namespace.fileno(), CLONE_NEWNET):
-                raise OSError(ctypes.get_errno(), "setns")
-        sock = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, 0)
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 22)
-        sock.bind((0, 1 << (RTNLGRP_NEIGH - 1)))
-        self.ready.set()
-        while True:
-            chunk = sock.recv(1 << 16)
-            now = time.perf_counter()
-            offset = 0
-            while offset < len(chunk):
-                length, kind = struct.unpack_from("=IH", chunk, offset)
-                if kind == RTM_NEWNEIGH and chunk[offset + 16] == AF_INET:
-                    at = offset + 28
-                    while at < offset + length:
-                        size, attribute = struct.unpack_from("=HH", chunk, at)
-                        if attribute == 1:  # NDA_DST
-                            self.seen.setdefault(socket.inet_ntoa(chunk[at + 4 : at + 8]), now)
-                        at += (size + 3) & ~3
-                offset += (length + 3) & ~3
-
-
-class Unix(http.client.HTTPConnection):
-    """HTTP over a unix socket, kept open."""
-
-    def __init__(self, path: Path) -> None:
-        super().__init__("localhost")
-        self._path = path
-
-    def connect(self) -> None:
-        self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        self.sock.connect(str(self._path))
-
-    def call(self, method: str, target: str, body: object = None) -> dict:
-        self.request(method, target, json.dumps(body) if body is not None else None)
-        response = self.getresponse()
-        answer = json.loads(response.read())
-        if response.status >= 300:
-            raise RuntimeError(answer)
-        return answer
-
-
-def show(what: str, values: list[float], unit: str, note: str = "") -> None:
-    """Print one row: minimum, median, 99th percentile, maximum."""
-    values = sorted(values)
-    p99 = values[min(len(values) - 1, int(0.99 * len(values)))]
-    cells = f"min {values[0]:8.2f}  median {statistics.median(values):8.2f}  p99 {p99:8.2f}  max {values[-1]:8.2f}"
-    print(f"{what:<44} {cells} {unit:<4} n={len(values):<4} {note}", flush=True)
+def others_of(lab: Lab) -> list[Host]:
+    """All hosts but the last, which attaches."""
+    return lab.hosts[:-1]
 
 
 def attach_to_rows(lab: Lab) -> None:
-    """Attach on host3; see rows on host1 and host2, which have an endpoint on the network."""
+    """Attach on the last host; see rows on all others, which have an endpoint on the network."""
     boot_id = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
     lab.hosts[0].json("network", "create", "bench")
-    for number, host in enumerate(lab.hosts[:2]):
+    for number, host in enumerate(others_of(lab)):
         host.wait_network("bench")
         host.json("attach", "bench", "--netns", f"/run/netns/{lab.container(f'b{number}')}")
-    lab.hosts[2].wait_network("bench")
-    others = [Rows(host.ns) for host in lab.hosts[:2]]
-    for thread in others:
-        thread.start()
-        thread.ready.wait(5)
-    api = Unix(lab.hosts[2].socket)
+    lab.hosts[-1].wait_network("bench")
+    others = [Rows(host.ns).begin() for host in others_of(lab)]
+    api = Unix(lab.hosts[-1].socket)
     answers, programmed, whole = [], [], []
     endpoints = []
     for number in range(ROUNDS):
@@ -119,9 +50,9 @@ def attach_to_rows(lab: Lab) -> None:
         endpoints.append(endpoint["id"])
         ip = endpoint["ips"][0].partition("/")[0]
         deadline = answered + 5
-        while not all(ip in thread.seen for thread in others) and time.perf_counter() < deadline:
+        while not all(ip in thread.neighbours for thread in others) and time.perf_counter() < deadline:
             time.sleep(0.0005)
-        last = max(thread.seen.get(ip, float("inf")) for thread in others)
+        last = max(thread.neighbours.get(ip, float("inf")) for thread in others)
         answers.append(1000 * (answered - begun))
         programmed.append(1000 * (last - answered))
         whole.append(1000 * (last - begun))
@@ -133,7 +64,7 @@ def attach_to_rows(lab: Lab) -> None:
         "ms",
         "to reach: median 10 (Swarm 20.10: 80)",
     )
-    show("attach: request -> rows on every other host", whole, "ms")
+    show(f"attach: request -> rows on all of {len(others)} others", whole, "ms")
     for endpoint in endpoints:
         api.call("DELETE", f"/v1/endpoints/{endpoint}")
 
@@ -190,7 +121,7 @@ def resident_mb(pid: int) -> float:
 
 
 def main() -> None:
-    """Bring a lab up, measure, take it down."""
+    """Three hosts, then nine, since spreading is what grows."""
     with tempfile.TemporaryDirectory(prefix="meshd-bench-") as folder, contextlib.ExitStack() as stack:
         lab = Lab.up(3, Path(folder) / "lab")
         stack.callback(lab.down)
@@ -198,6 +129,10 @@ def main() -> None:
         attach_to_rows(lab)
         commands(lab)
         starts(lab.hosts[1])
+    with tempfile.TemporaryDirectory(prefix="meshd-bench-") as folder, contextlib.ExitStack() as stack:
+        lab = Lab.up(9, Path(folder) / "lab")
+        stack.callback(lab.down)
+        attach_to_rows(lab)
 
 
 if __name__ == "__main__":
