@@ -216,18 +216,22 @@ class Cluster:
             decode_item(
                 encode_item(item), local=True
             )  # peers refuse a whole datagram for one field out of bounds
+
+        def put() -> None:
+            for key in forget:
+                before = self.store.drop(key)
+                self._derive(Change(key, None, before), self.now())
+            self._put(items)
+
         with trio.CancelScope(shield=True):
-            await self._disk.commit([*items, *forget])
-        for key in forget:
-            before = self.store.drop(key)
-            self._derive(Change(key, None, before), self.now())
-        self._put(items)
+            await self._disk.commit([*items, *forget], put)
 
     def _put(self, items: Sequence[Item]) -> None:
         """Put items that are on disk already."""
         self._durable |= {(item.key, item.version) for item in items}
         self.node.put(items, self.now())
         self.gossip.pump()
+        self._durable.clear()  # what was not newer has made no event
 
     def next_seq(self) -> int:
         """Return the number of this host's next ENDPOINT write; never given twice."""

@@ -20,6 +20,7 @@ import zlib
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
+import structlog
 import trio
 
 from meshd.config import JOURNAL_MAX_BYTES
@@ -27,6 +28,8 @@ from meshd.errors import StateError, Unavailable
 from meshd.model import Item, Key
 from meshd.wire.codec import decode_item, encode_item
 from meshd.wire.errors import WireError
+
+log = structlog.get_logger()
 
 JOURNAL_MAGIC = b"meshdjn1"
 SNAPSHOT_MAGIC = b"meshdsn1"
@@ -109,11 +112,14 @@ class Journal:
         self.size = 0
         self.cut_short = 0
         self.notes: list[str] = []
+        self.found = False
+        """Whether ``load`` found anything at all, empty or not."""
 
     def load(self) -> list[Entry]:
         """Read everything, oldest first, and open the journal for appending. Raises StateError where a file is
         damaged; nothing on disk is changed then."""
         entries: list[Entry] = []
+        self.found = self._path.exists() or self._snapshot.exists()
         try:
             entries += self._read_snapshot(self._snapshot)
         except ValueError as error:
@@ -137,6 +143,8 @@ class Journal:
 
     def _read_snapshot(self, path: Path) -> list[Entry]:
         if not path.exists():
+            if path == self._snapshot and path.with_suffix(".prev").exists():
+                raise ValueError("missing, though the one before it is there")
             return []
         data = path.read_bytes()
         if len(data) < _SNAPSHOT.size:
@@ -204,21 +212,28 @@ class Journal:
         self.size += len(record)
 
     def compact(self, items: Iterable[Item]) -> None:
-        """Write a snapshot of ``items`` and start the journal anew; the files before are kept as ``.prev``."""
+        """Write a snapshot of ``items`` and start the journal anew; the files before are kept as ``.prev``.
+
+        After a crash between any two steps ``load`` finds all of it: a name is never without its file, and the
+        old journal stands until the snapshot that replaces it is durable. Raises OSError; appending to the old
+        journal goes on then.
+        """
         body = pack_entries(items)
-        temporary = self._snapshot.with_suffix(".tmp")
-        fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
-        with os.fdopen(fd, "wb") as file:
-            file.write(_SNAPSHOT.pack(SNAPSHOT_MAGIC, _FORMAT, len(body), hashlib.sha256(body).digest()))
-            file.write(body)
-            file.flush()
-            os.fsync(file.fileno())
-        if self._snapshot.exists():
-            self._snapshot.replace(self._snapshot.with_suffix(".prev"))
-        temporary.replace(self._snapshot)
+        head = _SNAPSHOT.pack(SNAPSHOT_MAGIC, _FORMAT, len(body), hashlib.sha256(body).digest())
+        os.close(_write_new(self._snapshot.with_suffix(".tmp"), head + body))
+        fd = _write_new(self._path.with_suffix(".tmp"), JOURNAL_MAGIC)
+        try:
+            _keep_as_prev(self._snapshot)
+            self._snapshot.with_suffix(".tmp").replace(self._snapshot)
+            _sync_dir(self.directory)
+            _keep_as_prev(self._path)
+            self._path.with_suffix(".tmp").replace(self._path)
+        except BaseException:
+            os.close(fd)
+            raise
         os.close(self._fd)
-        self._path.replace(self._path.with_suffix(".prev"))
-        self._open(0)
+        self._fd, self.size = fd, len(JOURNAL_MAGIC)
+        _sync_dir(self.directory)
 
     def close(self) -> None:
         """Close the file; what was appended is already durable."""
@@ -232,13 +247,19 @@ class DiskWriter:
 
     def __init__(self, journal: Journal) -> None:
         self._journal = journal
-        self._entries: list[Entry] = []
+        self._notes: dict[Key, Entry] = {}
         self._waiters: list[_Waiter] = []
         self._wake = trio.Event()
+        self._compact_above = JOURNAL_MAX_BYTES
 
-    async def commit(self, entries: Iterable[Entry]) -> None:
-        """Return when ``entries`` are on disk. Raises Unavailable when the disk refuses; they are not, then."""
-        waiter = _Waiter(list(entries))
+    async def commit(self, entries: Iterable[Entry], then: Callable[[], None] = lambda: None) -> None:
+        """Return when ``entries`` are on disk and ``then`` was called. Raises Unavailable when the disk refuses;
+        they are not, then.
+
+        ``then`` is called as soon as they are, in the order of the file, before anything else is written: what
+        memory holds is never behind or beside what a restart would read. It must not fail.
+        """
+        waiter = _Waiter(list(entries), then)
         self._waiters.append(waiter)
         self._wake.set()
         await waiter.done.wait()
@@ -249,8 +270,11 @@ class DiskWriter:
             ) from waiter.error
 
     def note(self, entry: Entry) -> None:
-        """Write ``entry`` with the next commit or soon: what peers said can be learnt from them again."""
-        self._entries.append(entry)
+        """Write ``entry`` with the next commit or soon: what peers said can be learnt from them again. Of one key
+        only the last is kept, so that a disk that refuses for hours costs no more than the store does."""
+        key = entry.key if isinstance(entry, Item) else entry
+        self._notes.pop(key, None)
+        self._notes[key] = entry
         self._wake.set()
 
     async def run(self, everything: Callable[[], Iterable[Item]]) -> None:
@@ -259,35 +283,70 @@ class DiskWriter:
             await self._wake.wait()
             self._wake = trio.Event()
             await self._write()
-            if self._journal.size > JOURNAL_MAX_BYTES:
-                await trio.to_thread.run_sync(self._journal.compact, list(everything()))
+            if self._journal.size > self._compact_above:
+                await self._compact(list(everything()))
+
+    async def _compact(self, items: list[Item]) -> None:
+        try:
+            await trio.to_thread.run_sync(self._journal.compact, items)
+            self._compact_above = JOURNAL_MAX_BYTES
+        except OSError as refused:  # the journal goes on growing, and nothing is lost
+            self._compact_above = self._journal.size + JOURNAL_MAX_BYTES // 8
+            log.warning("the journal could not be compacted", error=refused.strerror)
 
     async def _write(self) -> None:
         waiters, self._waiters = self._waiters, []
-        noted, self._entries = self._entries, []
+        noted, self._notes = self._notes, {}
         batch = [entry for waiter in waiters for entry in waiter.entries]
-        if not (noted or batch):
-            return
         error: OSError | None = None
         try:
-            await trio.to_thread.run_sync(self._journal.append, noted + batch)
+            if noted or batch:
+                await trio.to_thread.run_sync(self._journal.append, [*noted.values(), *batch])
         except OSError as refused:
             error = refused
-            self._entries = noted + self._entries
+            self._notes = noted | self._notes
         for waiter in waiters:
             waiter.error = error
+            if error is None:
+                waiter.then()
             waiter.done.set()
 
     async def flush(self) -> None:
-        """Write what is noted, now: the daemon is stopping."""
-        await self._write()
+        """Return when what is noted is on disk, or was refused: the daemon is stopping. ``run`` does the writing:
+        two writers would write into each other."""
+        with contextlib.suppress(Unavailable):
+            await self.commit(())
 
 
 class _Waiter:
-    def __init__(self, entries: list[Entry]) -> None:
+    def __init__(self, entries: list[Entry], then: Callable[[], None]) -> None:
         self.entries = entries
+        self.then = then
         self.done = trio.Event()
         self.error: OSError | None = None
+
+
+def _write_new(path: Path, data: bytes) -> int:
+    """Write a file durably and return its descriptor, at its end. Raises OSError."""
+    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+    try:
+        view = memoryview(data)
+        while view:
+            view = view[os.write(fd, view) :]
+        os.fsync(fd)
+    except BaseException:
+        os.close(fd)
+        raise
+    return fd
+
+
+def _keep_as_prev(path: Path) -> None:
+    """Keep the file as ``.prev`` too, in place of an older one; it stays under its own name."""
+    if path.exists():
+        second = path.with_suffix(".link")
+        second.unlink(missing_ok=True)
+        os.link(path, second)
+        second.replace(path.with_suffix(".prev"))
 
 
 def _damaged(path: Path, what: str) -> StateError:

@@ -2,6 +2,8 @@
 
 import errno
 import os
+from contextlib import suppress
+from functools import partial
 
 import pytest
 import trio
@@ -109,6 +111,119 @@ def test_a_damaged_snapshot_falls_back_to_the_one_before_and_says_so(tmp_path):
     entries, journal = loaded(tmp_path)
     assert entries == [item(1), item(2), item(3)]
     assert "checksum" in journal.notes[0]
+
+
+class Crash(BaseException):
+    pass
+
+
+def test_a_crash_between_any_two_steps_of_a_compaction_loses_nothing(tmp_path, monkeypatch):
+    for compactions in (0, 1):  # the first has no snapshot before it
+        for survived in range(16):
+            path = tmp_path / f"{compactions}-{survived}"
+            path.mkdir()
+            journal = Journal(path)
+            journal.load()
+            journal.append([item(1)])
+            for _ in range(compactions):
+                journal.compact([item(1)])
+            journal.append([item(2)])
+            left = [survived]
+
+            def step(call, *args, left=left, **kwargs):
+                left[0] -= 1
+                if left[0] < 0:
+                    raise Crash
+                return call(*args, **kwargs)
+
+            with monkeypatch.context() as patched:
+                for module, name in (
+                    (os, "open"),
+                    (os, "link"),
+                    (os, "replace"),
+                    (os, "rename"),
+                    (os, "unlink"),
+                ):
+                    patched.setattr(module, name, partial(step, getattr(module, name)))
+                with suppress(Crash):
+                    journal.compact([item(1), item(2)])
+            journal.close()
+            assert {i.id[-1] for i in loaded(path)[0]} == {1, 2}, f"{survived} steps, after {compactions}"
+
+
+def test_a_snapshot_that_is_missing_is_not_taken_for_a_first_start(tmp_path):
+    journal = Journal(tmp_path)
+    journal.load()
+    journal.append([item(1)])
+    journal.compact([item(1)])
+    journal.compact([item(1)])
+    journal.close()
+    (tmp_path / "snapshot").unlink()
+    entries, journal = loaded(tmp_path)
+    assert {i.id[-1] for i in entries} == {1}
+    assert "missing" in journal.notes[0]
+
+
+def test_a_compaction_that_the_disk_refuses_leaves_a_journal_that_goes_on(tmp_path, monkeypatch):
+    journal = Journal(tmp_path)
+    journal.load()
+    journal.append([item(1)])
+
+    def full(path, *args, **kwargs):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "link", full)
+        with pytest.raises(OSError, match="No space"):
+            journal.compact([item(1)])
+    journal.append([item(2)])
+    journal.close()
+    assert {i.id[-1] for i in loaded(tmp_path)[0]} == {1, 2}
+
+
+async def test_a_snapshot_holds_what_was_committed_just_before_it(tmp_path, monkeypatch):
+    monkeypatch.setattr("meshd.shell.journal.JOURNAL_MAX_BYTES", 1)
+    journal = Journal(tmp_path)
+    journal.load()
+    writer = DiskWriter(journal)
+    held = []
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(writer.run, lambda: held)
+        for number in range(1, 6):  # each is followed by a compaction at once
+            await writer.commit([item(number)], partial(held.append, item(number)))
+        await writer.flush()
+        nursery.cancel_scope.cancel()
+    journal.close()
+    assert {i.id[-1] for i in loaded(tmp_path)[0]} == {1, 2, 3, 4, 5}
+
+
+async def test_memory_follows_the_order_of_the_file(tmp_path):
+    journal = Journal(tmp_path)
+    journal.load()
+    writer = DiskWriter(journal)
+    order = []
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(writer.run, list)
+        async with trio.open_nursery() as commits:
+            for number in range(1, 30):
+                commits.start_soon(writer.commit, [item(number)], partial(order.append, number))
+        nursery.cancel_scope.cancel()
+    journal.close()
+    assert order == [i.id[-1] for i in loaded(tmp_path)[0]]
+
+
+async def test_a_disk_that_refuses_for_long_keeps_one_note_a_key(tmp_path, monkeypatch):
+    journal = Journal(tmp_path)
+    journal.load()
+    writer = DiskWriter(journal)
+    for number in range(100):
+        writer.note(Item(Kind.MEMBER, b"h" * 16, Version(number, 0, FACTS.session), FACTS))
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(writer.run, list)
+        await writer.flush()
+        nursery.cancel_scope.cancel()
+    journal.close()
+    assert [i.version.incarnation for i in loaded(tmp_path)[0]] == [99]
 
 
 def test_a_damaged_snapshot_without_another_is_refused(tmp_path):
