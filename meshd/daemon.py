@@ -102,6 +102,10 @@ async def _run(settings: Settings, source: Path) -> bool:
         )  # fmt: skip
         use_cases(cluster)
         cluster.adopt(now)
+        if not (who.new or journal.found):
+            node.distrust(
+                "this host has an identity but neither journal nor snapshot: its state was lost", now
+            )
         if who.cloned:
             cluster.alarm(
                 "cloned-image", "the state on this disk was another machine's: this host has a new identity"

@@ -14,6 +14,8 @@ from meshd.config import (
     DATAGRAM_BUCKETS,
     DATAGRAM_REPAIR_BUCKETS,
     DIFFERING_CONTACTS,
+    FETCH_AGAIN_S,
+    FETCHES_REMEMBERED,
     FLOOD_SYNC_MAX_ITEMS,
     HELLO_RETRY_S,
     INCARNATION_MAX,
@@ -24,6 +26,7 @@ from meshd.config import (
     SEED_CHECK_S,
     STAMPS_PER_DATAGRAM,
     SYNC_TIMEOUT_S,
+    SYNCS_AT_ONCE,
 )
 from meshd.messages import (
     Ack,
@@ -43,7 +46,20 @@ from meshd.messages import (
     Suspect,
     Want,
 )
-from meshd.model import FIRST_LOCAL_KIND, Address, HostId, Item, Key, Kind, MemberFacts, Rank, Rng
+from meshd.model import (
+    FIRST_LOCAL_KIND,
+    LIVE_BODY,
+    Address,
+    Deed,
+    HostId,
+    Item,
+    Key,
+    Kind,
+    MemberFacts,
+    Rank,
+    Rng,
+    Version,
+)
 from meshd.node.events import (
     Alarm,
     BlockAnswered,
@@ -114,6 +130,8 @@ class Node:
         self._differing = 0
         self._repaired_at: dict[HostId, float] = {}
         self._syncing: dict[HostId, float] = {}
+        self._fetching: dict[Key, tuple[Version, float]] = {}  # asked for at which version, and when
+        self._relearning = False
         self.swim = Swim(
             me, facts, incarnation=incarnation, rng=rng, now=now, wall_offset_s=wall_offset_s,
             digest=lambda: self.store.digest,
@@ -237,6 +255,14 @@ class Node:
             self._repair_by_datagram(peer)  # TCP may be blocked where UDP is not
         self._settle(now)
 
+    def distrust(self, why: str, now: float) -> None:
+        """This host's own disk has lost what it gave away. From now on it is out of sync until it has compared
+        everything with peers anew (``in_sync``): the alarm ``rolled-back`` says when that begins, ``relearnt``
+        that it is over."""
+        self._relearning, self._in_sync, self._started = True, False, now
+        self._equal.clear()
+        self._events.append(Alarm("rolled-back", why))
+
     # --- outputs --------------------------------------------------------------------------------------------
     def take_datagrams(self) -> list[tuple[bytes, Address]]:
         """Drain what must be sent now, in order."""
@@ -263,10 +289,14 @@ class Node:
 
     def in_sync(self, now: float) -> bool:
         """Whether this host may delete what it has no record of: its digest has equalled that of two peers, or
-        of all there are, or it has been alone for ALONE_S. Once true, it stays."""
+        of all there are, or it has been alone for ALONE_S. Once true, it stays, until this host's state turns out
+        to have been lost (``distrust``); being alone is no proof then, as long as anybody else is known."""
         if not self._in_sync:
             peers = [host for host in self.swim.alive_ids() if host != self.me]
             alone = not peers and now - self._started >= ALONE_S
+            if self._relearning:
+                others = [m for m in self.swim.members.values() if m.id != self.me and m.state != "left"]
+                alone = alone and not others
             self._in_sync = alone or (bool(peers) and len(self._equal & set(peers)) >= min(2, len(peers)))
         return self._in_sync
 
@@ -322,13 +352,7 @@ class Node:
                 for item in message.items:
                     self._take(item, sender, now)
             case Announce():
-                missing = tuple(
-                    Key(stamp.kind, stamp.id)
-                    for stamp in message.stamps
-                    if (mine := self.store.get(stamp.kind, stamp.id)) is None or mine.version < stamp.version
-                )
-                if missing and (address := self.address_of(sender)) is not None:
-                    self._events.append(FetchWanted(sender, address, missing))
+                self._announced(sender, message, now)
             case Buckets():
                 self._compare_buckets(sender, message, now)
             case Stamps():
@@ -354,6 +378,23 @@ class Node:
                 self.swim.receive(sender, message, now)
             case _:
                 self.counters["refused stream message in datagram"] += 1
+
+    def _announced(self, sender: HostId, message: Announce, now: float) -> None:
+        """Fetch what is announced and not held, from the first who says so: all neighbours will."""
+        missing: list[Key] = []
+        for stamp in message.stamps:
+            key = Key(stamp.kind, stamp.id)
+            mine = self.store.lookup(key)
+            asked = self._fetching.get(key)
+            if stamp.kind not in LIVE_BODY or (mine is not None and mine.version >= stamp.version):
+                continue
+            if asked is None or stamp.version > asked[0] or now - asked[1] >= FETCH_AGAIN_S:
+                missing.append(key)
+                self._fetching[key] = (stamp.version, now)
+        if missing and (address := self.address_of(sender)) is not None:
+            self._events.append(FetchWanted(sender, address, tuple(missing)))
+        while len(self._fetching) > FETCHES_REMEMBERED:
+            del self._fetching[next(iter(self._fetching))]
 
     def _compare_buckets(self, sender: HostId, theirs: Buckets, now: float) -> None:
         """Repair, step 2, in datagrams; over a stream when the difference is large."""
@@ -396,11 +437,17 @@ class Node:
         if item.kind == Kind.MEMBER:
             self._place(item)
             self.swim.observe(item, now)
-        elif source is not None and self.me in (item.id, item.origin):
-            text = (
-                "a peer holds newer records of this host than its own disk: the state was lost or rolled back"
+        elif source is not None and self._mine(item):
+            self.distrust(
+                "a peer holds newer records of this host than its own disk: the state was lost or rolled back",
+                now,
             )
-            self._events.append(Alarm("rolled-back", text))
+
+    def _mine(self, item: Item) -> bool:
+        """Whether this host alone can have written an item: then its disk had it before any peer."""
+        return self.me in (item.id, item.origin) or (
+            isinstance(item.body, Deed) and item.body.donor == self.me
+        )
 
     def _place(self, item: Item) -> None:
         """Let a member item decide who gets news and whose session is current."""
@@ -446,7 +493,8 @@ class Node:
             self._outbox.urgent(peer, encode_message(message))
 
     def _want_sync(self, peer: HostId, address: Address, now: float) -> None:
-        if now - self._syncing.get(peer, -1e9) >= SYNC_TIMEOUT_S:
+        under_way = sum(now - since < SYNC_TIMEOUT_S for since in self._syncing.values())
+        if now - self._syncing.get(peer, -1e9) >= SYNC_TIMEOUT_S and under_way < SYNCS_AT_ONCE:
             self._syncing[peer] = now
             self.counters["syncs"] += 1
             self._events.append(SyncWanted(peer, address))
@@ -454,6 +502,10 @@ class Node:
     # --- draining -------------------------------------------------------------------------------------------
     def _settle(self, now: float) -> None:
         """Carry swim's outputs to where they belong until it has none, then pack what is to be sent."""
+        if self._relearning and self.in_sync(now):
+            self._relearning = False
+            text = "this host has learnt from its peers what its lost or rolled-back state gave away"
+            self._events.append(Alarm("relearnt", text))
         while True:
             items, flood = self.swim.take_items(), self.swim.take_flood()
             sends, events = self.swim.take_sends(), self.swim.take_events()

@@ -5,6 +5,7 @@ Every change to the store, whoever made it, comes through ``on_event`` once: vie
 event bus are kept in step there and nowhere else.
 """
 
+import contextlib
 import hashlib
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
@@ -63,6 +64,12 @@ from meshd.wire.keys import format_key
 
 log = structlog.get_logger()
 
+STOPS_ALLOCATION = ("rolled-back", "cloned")
+"""Alarms under which this host might give away what it gave away before."""
+
+ENDS = {"relearnt": "rolled-back"}
+"""An alarm that says that another is over."""
+
 
 class Cluster:
     """One host's view of the cluster and its hands."""
@@ -106,13 +113,13 @@ class Cluster:
         self.endpoints: dict[EndpointId, Endpoint] = {}
         self.hosts: dict[HostId, HostFacts] = {}
         self.attachments: dict[EndpointId, Attachment] = {}
-        self.allocation_stopped = ""
+        self._stopped: dict[str, str] = {}  # why no address may be given: the alarm's kind, its text
         self._disk = disk
         self._nhid = nhid
         self._gossip_port = gossip_port
         self._durable: set[tuple[Key, Version]] = set()
         self._sequence = store.own_sequence(me)
-        self._asks: dict[int, trio.MemorySendChannel[BlockAnswer]] = {}
+        self._asks: dict[int, tuple[HostId, trio.MemorySendChannel[BlockAnswer]]] = {}
         self._nursery: trio.Nursery | None = None
         self.desk = Desk()
         self.ready = False
@@ -142,6 +149,12 @@ class Cluster:
     def members(self) -> Mapping[HostId, Member]:
         """Every host known, this one included."""
         return self.node.swim.members
+
+    @property
+    def allocation_stopped(self) -> str:
+        """Why this host may give no address: it leaves, its identity was cloned (until the daemon is started
+        anew), or its state was lost and it has not yet learnt from its peers what it gave away (Node.in_sync)."""
+        return next(iter(self._stopped.values()), "")
 
     def background(self, job: Callable[..., Awaitable[object]], *args: object) -> None:
         """Run something that nobody waits for; what it raises is logged, not fatal."""
@@ -178,9 +191,13 @@ class Cluster:
     async def leave(self) -> None:
         """Release this host's endpoints, say good-bye and stop the daemon. The data plane of other hosts drops
         what was here."""
-        self.allocation_stopped = "this host is leaving the cluster"
-        for endpoint in [e for e, attachment in self.attachments.items() if attachment]:
-            await self.release(endpoint)
+        self._stopped["leaving"] = "this host is leaving the cluster"
+        try:
+            for endpoint in [e for e, attachment in self.attachments.items() if attachment]:
+                await self.release(endpoint)
+        except BaseException:
+            del self._stopped["leaving"]
+            raise
         self.node.leave(self.now())
         self.gossip.pump()
         self.left.set()
@@ -239,11 +256,11 @@ class Cluster:
         return self._sequence
 
     async def collect_tombstones(self) -> None:
-        """Raise this host's floor when its tombstones outnumber what is alive."""
+        """Take the next step towards letting this host's tombstones go, if it is worth it (Store.collect)."""
         items = self.store.collect(self.me)
         if items:
+            self._sequence = max(self._sequence, *(item.seq for item in items))  # theirs alone from now on
             await self.commit(items)
-            self._sequence = max(self._sequence, self.store.own_sequence(self.me))
 
     # --- address space --------------------------------------------------------------------------------------
     async def ask_block(
@@ -253,7 +270,7 @@ class Cluster:
         Unavailable naming the owner and its reason."""
         request = int.from_bytes(self.entropy(7), "big")
         send, receive = trio.open_memory_channel[BlockAnswer](1)
-        self._asks[request] = send
+        self._asks[request] = owner, send
         name = self.host_name(owner)
         try:
             ask = BlockAsk(
@@ -306,9 +323,10 @@ class Cluster:
             case BlockAsked():
                 self._spawn(self._answer, event.peer, event.ask)
             case BlockAnswered():
-                waiting = self._asks.get(event.answer.request)
-                if waiting is not None:
-                    waiting.send_nowait(event.answer)
+                asked = self._asks.get(event.answer.request)
+                if asked is not None and asked[0] == event.peer:
+                    with contextlib.suppress(trio.WouldBlock):  # answered twice: the first counts
+                        asked[1].send_nowait(event.answer)
             case Alarm():
                 self.alarm(event.kind, event.text)
             case _:
@@ -316,13 +334,17 @@ class Cluster:
 
     def alarm(self, kind: str, text: str) -> None:
         """Show an operator something: in ``status``, in the log and as an event; the same one once."""
+        if kind in STOPS_ALLOCATION:
+            self._stopped[kind] = text
         if self.alarms.get(kind) == text:
             return
-        self.alarms[kind] = text
+        if kind in ENDS:
+            self.alarms.pop(ENDS[kind], None)
+            self._stopped.pop(ENDS[kind], None)
+        else:
+            self.alarms[kind] = text
         log.warning("alarm", kind=kind, text=text)
         self.events.publish("conflict" if kind == "cloned" else "alarm", alarm=kind, text=text)
-        if kind in ("rolled-back", "cloned"):
-            self.allocation_stopped = text
 
     def _spawn(self, function: Callable[..., Awaitable[None]], *args: object) -> None:
         if self._nursery is not None:
@@ -340,7 +362,7 @@ class Cluster:
         change = event.change
         item = change.item
         if item is None:
-            self._disk.note(change.key)
+            pass  # void by a floor, which is what a restart learns it from
         elif (item.key, item.version) in self._durable:
             self._durable.discard((item.key, item.version))
         else:
@@ -351,7 +373,7 @@ class Cluster:
         if item is not None and item.dead and before is not None and isinstance(before.body, Network):
             self.background(self.network_removed, before)  # an endpoint that lives on it here wins
         if change.key == Key(Kind.HOST, self.me) and event.source is not None:
-            self._spawn(self._republish, change.item)
+            self.background(self._republish, item)
 
     async def _republish(self, theirs: Item) -> None:
         """A peer held a newer record of this host than our disk: say again what is true, above it."""
@@ -368,7 +390,8 @@ class Cluster:
         self.own_facts = msgspec.structs.replace(facts, floor=floor)
         if held is not None and held.body == self.own_facts and held.version.writer == self.me:
             return
-        counter = held.version.counter + 1 if held is not None else 0
+        # As wall time, so that a host that lost its disk does not write another record under an old version.
+        counter = max(held.version.counter + 1 if held is not None else 0, self.wall_ms())
         await self.commit([Item(Kind.HOST, self.me, Version(0, counter, self.me), self.own_facts)])
 
     def _derive(self, change: Change, now: float) -> None:
@@ -396,7 +419,7 @@ class Cluster:
                 for network in {e.network for e in (before, endpoint) if e is not None}:
                     self._dirty(network, item_id)
                 if before is not None and endpoint is None:
-                    self._spawn(self.endpoint_gone, before.network)
+                    self.background(self.endpoint_gone, before.network)
             case Kind.ATTACHMENT:
                 _set(self.attachments, item_id, body if isinstance(body, Attachment) else None)
 

@@ -18,16 +18,19 @@ from meshd.errors import StateError
 from meshd.model import ID_BYTES, HostId
 
 _FORMAT = 1
-_SET_ASIDE = ("identity", "journal", "journal.prev", "snapshot", "snapshot.prev")
+_SET_ASIDE = ("journal", "journal.prev", "snapshot", "snapshot.prev", "identity")
+"""In this order: as long as the identity stands, a start that was cut short is done again."""
 
 
 class Identity(msgspec.Struct, frozen=True):
     """``host``: this host's id. ``secret``: keys the digest of the cluster's state, the same on all hosts.
-    ``cloned``: the state in this folder belonged to another machine and was set aside."""
+    ``cloned``: the state in this folder belonged to another machine and was set aside. ``new``: made just now,
+    so that nothing was given away under it yet."""
 
     host: HostId
     secret: bytes
     cloned: bool = False
+    new: bool = False
 
 
 def lock(state_dir: Path) -> int:
@@ -63,16 +66,18 @@ def load(state_dir: Path, secret: bytes, entropy: Callable[[int], bytes], machin
             data = json.loads(path.read_text())
             found = Identity(host=bytes.fromhex(data["host"]), secret=bytes.fromhex(data["secret"]))
             bound = data["machine"]
+            if len(found.host) != ID_BYTES:
+                raise ValueError("host")
         except (ValueError, KeyError, TypeError):
             raise StateError(
                 f"{path}: does not read as an identity; nothing was changed",
                 "restore it from a backup; without it, move the whole state_dir aside: the host joins as a new one",
             ) from None
-        if len(found.host) == ID_BYTES and bound == machine:
+        if bound == machine:
             return found
-        cloned = True
+        cloned, secret = True, found.secret  # a clone's cluster is the original's
         _set_aside(state_dir)
-    made = Identity(host=entropy(ID_BYTES), secret=secret, cloned=cloned)
+    made = Identity(host=entropy(ID_BYTES), secret=secret, cloned=cloned, new=True)
     text = json.dumps(
         {"format": _FORMAT, "host": made.host.hex(), "secret": made.secret.hex(), "machine": machine},
         indent=1,

@@ -6,6 +6,7 @@ beyond one record before the peer has authenticated (wire/stream.py).
 
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
 
 import structlog
 import trio
@@ -14,6 +15,7 @@ from meshd.config import (
     STREAM_CONNECT_S,
     STREAM_RECORD_BYTES,
     STREAMS_INBOUND,
+    STREAMS_OUTBOUND,
     SYNC_TIMEOUT_S,
 )
 from meshd.messages import Done, Message, News, StreamPing, StreamPong, SyncOpen, Want
@@ -32,6 +34,9 @@ ChannelMaker = Callable[[HostId | None], Channel]
 
 _KEYS_PER_WANT = 512
 
+FAILURES = (WireError, trio.BrokenResourceError, trio.TooSlowError, trio.WouldBlock, OSError)
+"""How a stream ends that does not end well: no failure of this host."""
+
 
 class Streams:
     """Both ends of all streams of this host."""
@@ -42,6 +47,7 @@ class Streams:
         self._make = make_channel
         self._listener = listener
         self._inbound = trio.CapacityLimiter(STREAMS_INBOUND)
+        self._outbound = trio.CapacityLimiter(STREAMS_OUTBOUND)
 
     async def serve(self) -> None:
         """Answer peers' streams, for ever."""
@@ -57,8 +63,9 @@ class Streams:
         try:
             async with stream:
                 conversation = Conversation(stream, self._make(None))
+                await conversation.establish()
                 await self._answer(conversation)
-        except (WireError, trio.BrokenResourceError, trio.TooSlowError, OSError) as error:
+        except FAILURES as error:
             self._node.counters[f"stream: {getattr(error, 'reason', type(error).__name__)}"] += 1
         finally:
             self._inbound.release()
@@ -103,16 +110,14 @@ class Streams:
         """Compare everything with ``peer`` and report to the node."""
         ok = False
         try:
-            async with await self._open(address) as stream:
-                conversation = Conversation(stream, self._make(peer))
-                await conversation.establish()
+            async with self._open(peer, address) as conversation:
                 session = self._session(conversation)
                 await conversation.send(session.open())
                 await self._run_sync(conversation, session)
                 ok = True
                 log.debug("synced", peer=peer.hex(), items=session.received)
                 await conversation.finish()
-        except (WireError, trio.BrokenResourceError, trio.TooSlowError, OSError) as error:
+        except FAILURES as error:
             log.info("sync failed", peer=peer.hex(), address=str(address), error=_words(error))
         self._node.sync_ended(peer, ok, self._gossip.now())
         self._gossip.pump()
@@ -120,8 +125,7 @@ class Streams:
     async def fetch(self, peer: HostId, address: Address, keys: Sequence[Key]) -> None:
         """Ask for items that no datagram can carry."""
         try:
-            async with await self._open(address) as stream:
-                conversation = Conversation(stream, self._make(peer))
+            async with self._open(peer, address) as conversation:
                 wants = [
                     Want(keys=tuple(keys[i : i + _KEYS_PER_WANT]))
                     for i in range(0, len(keys), _KEYS_PER_WANT)
@@ -133,26 +137,36 @@ class Streams:
                     for item in message.items:
                         self._node.take_fetched(item, peer, self._gossip.now())
                     self._gossip.pump()
-        except (WireError, trio.BrokenResourceError, trio.TooSlowError, OSError) as error:
+        except FAILURES as error:
             log.info("fetch failed; the digest will find it", peer=peer.hex(), error=_words(error))
 
     async def probe(self, peer: HostId, address: Address, nonce: int) -> None:
         """Try whether ``peer`` answers over TCP where UDP did not."""
         try:
-            async with await self._open(address) as stream:
-                conversation = Conversation(stream, self._make(peer))
-                await conversation.send([StreamPing(nonce=nonce)])
-                async for message in conversation.messages():
-                    if isinstance(message, StreamPong) and message.nonce == nonce:
-                        self._node.stream_pong(peer, nonce, self._gossip.now())
-                        self._gossip.pump()
-                        return
-        except (WireError, trio.BrokenResourceError, trio.TooSlowError, OSError):
+            with trio.fail_after(STREAM_CONNECT_S):
+                async with self._open(peer, address) as conversation:
+                    await conversation.send([StreamPing(nonce=nonce)])
+                    async for message in conversation.messages():
+                        if isinstance(message, StreamPong) and message.nonce == nonce:
+                            self._node.stream_pong(peer, nonce, self._gossip.now())
+                            self._gossip.pump()
+                            return
+        except FAILURES:
             return  # no answer is an answer: the probe round goes on to suspicion
 
-    async def _open(self, address: Address) -> trio.SocketStream:
-        with trio.fail_after(STREAM_CONNECT_S):
-            return await trio.open_tcp_stream(address.host, address.port)
+    @asynccontextmanager
+    async def _open(self, peer: HostId, address: Address) -> AsyncIterator["Conversation"]:
+        """Open a stream on which ``peer`` has shown who it is."""
+        self._outbound.acquire_nowait()
+        try:
+            with trio.fail_after(STREAM_CONNECT_S):
+                stream = await trio.open_tcp_stream(address.host, address.port)
+            async with stream:
+                conversation = Conversation(stream, self._make(peer))
+                await conversation.establish()
+                yield conversation
+        finally:
+            self._outbound.release()
 
 
 class Conversation:
@@ -171,8 +185,7 @@ class Conversation:
         return self._channel.peer
 
     async def send(self, messages: Sequence[Message]) -> None:
-        """Send messages, one blob each; does the handshake first."""
-        await self.establish()
+        """Send messages, one blob each, once ``establish`` is done."""
         for message in messages:
             self._channel.send(join([encode_message(message)]))
             await self._flush()
@@ -184,25 +197,29 @@ class Conversation:
 
     async def messages(self) -> AsyncIterator[Message]:
         """Yield what the peer sends until it ends its direction. Raises WireError on a cut."""
-        await self.establish()
         while True:
             while self._blobs:
                 for message in decode_messages(self._blobs.popleft()):
                     yield message
             if self._channel.closed_cleanly:
                 return
-            await self._read()
+            with trio.fail_after(SYNC_TIMEOUT_S):  # a whole message: a byte now and then is no progress
+                while not (self._blobs or self._channel.closed_cleanly):
+                    await self._read()
 
     async def establish(self) -> None:
-        """Finish the handshake: only then it is known who is at the other end."""
-        await self._flush()
-        while not self._channel.established:
-            await self._read()
+        """Finish the handshake, within STREAM_CONNECT_S however often a byte comes: only then it is known who is
+        at the other end, and nobody else may hold one of STREAMS_INBOUND for longer."""
+        if self._channel.established:
+            return
+        with trio.fail_after(STREAM_CONNECT_S):
             await self._flush()
+            while not self._channel.established:
+                await self._read()
+                await self._flush()
 
     async def _read(self) -> None:
-        with trio.fail_after(SYNC_TIMEOUT_S):
-            data = await self._stream.receive_some(STREAM_RECORD_BYTES)
+        data = await self._stream.receive_some(STREAM_RECORD_BYTES)
         if not data:
             raise WireError("cut-short")
         self._blobs += self._channel.receive(data)

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 import msgspec
 
 from meshd.config import TOMBSTONES_MIN
-from meshd.model import FIRST_LOCAL_KIND, Endpoint, HostFacts, HostId, Item, Key, Kind, Version
+from meshd.model import FIRST_LOCAL_KIND, HostFacts, HostId, Item, Key, Kind, Version
 from meshd.spread.digest import DigestTable
 
 
@@ -116,27 +116,35 @@ class Store:
         return max((endpoints[i].seq for i in self._by_origin.get(me, ())), default=self.floor(me))
 
     def collect(self, me: HostId) -> list[Item]:
-        """Return the items to write so that this origin's tombstones can go: everything of its that is alive,
-        above all its sequences, then its HOST item with the floor raised. [] while there is little to gain:
-        rewriting is worth it once tombstones outnumber what is alive."""
+        """Return the items to write so that this origin's tombstones can go, [] while there is little to gain.
+
+        In two steps, of which a call gives one. First what is alive is written anew, above all tombstones. Only
+        when that is done and had time to arrive (the caller waits between two calls) is the floor raised: a host
+        that heard of the floor first would take down, for a moment, what lives.
+        """
         endpoints = self._kinds[Kind.ENDPOINT]
         own = [endpoints[i] for i in sorted(self._by_origin.get(me, ()))]
         alive = [item for item in own if not item.dead]
-        host = self._kinds[Kind.HOST].get(me)
-        if len(own) - len(alive) <= max(TOMBSTONES_MIN, len(alive)) or host is None:
+        dead = [item.seq for item in own if item.dead]
+        enough = max(TOMBSTONES_MIN, len(alive))
+        highest = self.own_sequence(me)
+        floor = min((item.seq for item in alive), default=highest + 1) - 1
+        if sum(seq <= floor for seq in dead) > enough:
+            return self._raised(me, floor)
+        if len(dead) <= enough:
             return []
-        facts = host.body
-        assert isinstance(facts, HostFacts)  # noqa: S101  # HOST bodies are HostFacts by LIVE_BODY
-        floor = self.own_sequence(me)
-        rewritten = [
-            msgspec.structs.replace(item, version=_next(item.version), seq=floor + number)
-            for number, item in enumerate(alive, start=1)
-            if isinstance(item.body, Endpoint)
+        low = [item for item in alive if item.seq < max(dead)]
+        return [
+            msgspec.structs.replace(item, version=_next(item.version), seq=highest + number)
+            for number, item in enumerate(low, start=1)
         ]
-        raised = msgspec.structs.replace(
-            host, version=_next(host.version), body=msgspec.structs.replace(facts, floor=floor)
-        )
-        return [*rewritten, raised]
+
+    def _raised(self, me: HostId, floor: int) -> list[Item]:
+        host = self._kinds[Kind.HOST].get(me)
+        if host is None or not isinstance(host.body, HostFacts):
+            return []
+        body = msgspec.structs.replace(host.body, floor=floor)
+        return [msgspec.structs.replace(host, version=_next(host.version), body=body)]
 
 
 def _next(version: Version) -> Version:

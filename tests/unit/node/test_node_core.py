@@ -4,9 +4,11 @@ from random import Random
 
 import pytest
 
-from meshd.messages import DIGEST_BYTES
-from meshd.model import Address, Attachment, HostFacts, Item, Kind, MemberFacts, Version
-from meshd.node import Changed, Node, StreamProbeWanted, SyncWanted
+from meshd.config import ALONE_S, FETCH_AGAIN_S, SYNCS_AT_ONCE
+from meshd.messages import DIGEST_BYTES, Announce, Stamp
+from meshd.model import NO_PARENT, Address, Attachment, Deed, HostFacts, Item, Kind, MemberFacts, Version
+from meshd.node import Alarm, Changed, FetchWanted, Node, StreamProbeWanted, SyncWanted
+from meshd.state.deeds import deed_item
 from meshd.state.store import Store
 from meshd.wire.keys import Keyring, RingKey
 
@@ -256,3 +258,84 @@ def test_junk_is_counted_and_changes_nothing(net):
         net.nodes["a"].receive(junk, Address("192.0.2.9", 1), net.now)
     assert net.nodes["a"].store.digest == digest
     assert sum(n for reason, n in net.nodes["a"].counters.items() if reason.startswith("refused")) == 5
+
+
+def alarms(net, name):
+    return [event.kind for event in net.events[name] if isinstance(event, Alarm)]
+
+
+def own_item(name, kind):
+    if kind == Kind.HOST:
+        facts = HostFacts(name=name, vtep=bytes(4), vxlan_port=1, underlay_mtu=1500)
+        return Item(kind, name.encode() * 16, Version(0, 7, name.encode() * 16), facts)
+    me = name.encode() * 16
+    return deed_item(Deed(b"n" * 16, 0, 256, me, me, NO_PARENT))
+
+
+@pytest.mark.parametrize("kind", [Kind.HOST, Kind.DEED])
+def test_a_host_whose_disk_is_older_than_what_peers_hold_of_it_says_so_until_it_has_learnt_it(net, kind):
+    net.run(3)
+    item = own_item("c", kind)
+    net.nodes["c"].put([item], net.now)
+    net.run(1)
+    assert not alarms(net, "c"), "what it wrote itself is no news to it"
+    net.kill("c")
+    net.stores["c"] = Store(b"secret")
+    net.boot("c")
+    net.run(5)
+    assert alarms(net, "c") == ["rolled-back", "relearnt"]
+    assert net.stores["c"].get(item.kind, item.id) == item
+    assert net.nodes["c"].in_sync(net.now)
+
+
+def test_a_host_that_lost_its_state_does_not_trust_itself_for_being_alone_while_others_are_known():
+    net = Net("a", "b")
+    net.run(3)
+    net.nodes["a"].distrust("lost", net.now)
+    net.kill("b")
+    net.run(3 * ALONE_S)
+    assert not net.nodes["a"].in_sync(net.now)
+    net.boot("b")
+    net.run(10)
+    assert alarms(net, "a") == ["rolled-back", "relearnt"]
+
+
+def test_a_host_that_lost_its_state_and_knows_nobody_trusts_itself_after_a_while():
+    net = Net("a")
+    net.nodes["a"].distrust("lost", net.now)
+    net.run(ALONE_S - 1)
+    assert alarms(net, "a") == ["rolled-back"]
+    net.run(2)
+    assert alarms(net, "a") == ["rolled-back", "relearnt"]
+
+
+def announce(net, source, target, *stamps):
+    net.nodes[source].send(target.encode() * 16, Announce(stamps), net.now)
+    net._exchange()
+    return [event for event in net.events[target] if isinstance(event, FetchWanted)]
+
+
+def test_what_many_announce_is_fetched_once_and_again_after_a_while(net):
+    net.run(3)
+    stamp = Stamp(Kind.NETWORK, b"n" * 16, Version(0, 1, b"w" * 16))
+    assert len(announce(net, "b", "a", stamp)) == 1
+    assert len(announce(net, "c", "a", stamp)) == 1
+    newer = Stamp(Kind.NETWORK, b"n" * 16, Version(0, 2, b"w" * 16))
+    assert len(announce(net, "c", "a", newer)) == 2
+    net.run(FETCH_AGAIN_S)
+    assert len(announce(net, "c", "a", newer)) == 3
+
+
+def test_an_announced_kind_that_only_a_newer_host_knows_is_left_alone(net):
+    net.run(3)
+    assert announce(net, "b", "a", Stamp(9, b"n" * 16, Version(0, 1, b"w" * 16))) == []
+
+
+def test_one_host_opens_a_few_syncs_at_once_however_many_differ():
+    net = Net(*"abcdefghijklmnop")
+    net.run(5)
+    node = net.nodes["a"]
+    node.take_events()
+    for name in "bcdefghijklmnop":
+        node.stream_pong(name.encode() * 16, 1, net.now)
+    assert sum(isinstance(event, SyncWanted) for event in node.take_events()) == SYNCS_AT_ONCE

@@ -13,7 +13,8 @@ SECRET = b"k" * 32
 def test_the_second_start_is_the_same_host_with_the_first_secret(tmp_path):
     first = identity.load(tmp_path, SECRET, os.urandom, "machine-1")
     second = identity.load(tmp_path, b"another", os.urandom, "machine-1")
-    assert second == first
+    assert (second.host, second.secret) == (first.host, first.secret)
+    assert (first.new, second.new) == (True, False)
     assert (tmp_path / "identity").stat().st_mode & 0o777 == 0o600
 
 

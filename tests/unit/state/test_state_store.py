@@ -145,15 +145,52 @@ def test_collecting_keeps_what_lives_and_drops_every_tombstone_everywhere():
         theirs.merge(item)
     late = store()  # was away: still holds an endpoint that has died since
     late.merge(endpoint(10, counter=-1 + 1, seq=9))
-    written = mine.collect(ME)
-    assert written
-    for s in (mine, theirs, late):
-        for item in written:
-            s.merge(item)
+    for _ in range(2):
+        written = mine.collect(ME)
+        assert written
+        for s in (mine, theirs, late):
+            for item in written:
+                s.merge(item)
     assert mine.digest == theirs.digest == late.digest
     assert {i.id for i in mine.all(Kind.ENDPOINT)} == {i.id for i in alive}
     assert mine.own_sequence(ME) > max(i.seq for i in dead)
     assert mine.collect(ME) == []
+
+
+def test_the_floor_is_raised_only_after_what_lives_was_written_above_it():
+    """In one go, a host that missed the first of the two datagrams would take down what lives."""
+    s = store()
+    s.merge(host(floor=0, counter=0))
+    for item in (endpoint(1), *(endpoint(n, dead=True) for n in range(10, 11 + TOMBSTONES_MIN))):
+        s.merge(item)
+    rewritten = s.collect(ME)
+    assert {item.kind for item in rewritten} == {Kind.ENDPOINT}
+    for item in rewritten:
+        s.merge(item)
+    s.merge(endpoint(500, seq=500))  # attached meanwhile, and an older one is on its way to the disk
+    (raised,) = s.collect(ME)
+    assert raised.kind == Kind.HOST
+    assert not any(s.void(item) for item in s.live(Kind.ENDPOINT))
+    assert raised.body.floor < min(item.seq for item in s.live(Kind.ENDPOINT))
+    s.merge(raised)
+    assert {item.id[-2:] for item in s.all(Kind.ENDPOINT)} == {b"\x00\x01", b"\x01\xf4"}
+
+
+def test_churn_does_not_keep_the_floor_from_rising():
+    s = store()
+    s.merge(host(floor=0, counter=0))
+    number, most = 0, 0
+    for _ in range(200):
+        for _ in range(10):  # ten come and go between two calls, five stay
+            number += 1
+            s.merge(endpoint(number, seq=s.own_sequence(ME) + 1, counter=number % 2, dead=bool(number % 2)))
+        for item in [*s.live(Kind.ENDPOINT)][:5]:
+            dead = endpoint(int.from_bytes(item.id, "big"), counter=99, dead=True, seq=s.own_sequence(ME) + 1)
+            s.merge(dead)
+        for item in s.collect(ME):
+            s.merge(item)
+        most = max(most, sum(item.dead for item in s.all(Kind.ENDPOINT)))
+    assert most < 4 * TOMBSTONES_MIN
 
 
 def test_few_tombstones_are_not_worth_a_rewrite():
