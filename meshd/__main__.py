@@ -4,25 +4,33 @@ host left the cluster (systemd does not start it again then)."""
 import argparse
 import sys
 from pathlib import Path
+from typing import NoReturn
 
 from meshd import __version__, config
 from meshd.errors import ConfigError, MeshdError
+from meshd.shell import disk
 
 DEFAULT_CONFIG = "/etc/meshd/meshd.toml"
 EXIT_LEFT = 10  # RestartPreventExitStatus= in systemd/meshd.service
 
 
+class Parser(argparse.ArgumentParser):
+    """argparse, whose complaints are two lines like all of ours."""
+
+    def error(self, message: str) -> NoReturn:
+        """Say what is wrong with the command line and end."""
+        sys.exit(_say(ConfigError(message, "meshd --help"), 2))
+
+
 def main(argv: list[str] | None = None) -> int:
     """Parse the command line, read the configuration, run the daemon."""
-    parser = argparse.ArgumentParser(
-        prog="meshd", description="container network daemon; see meshctl for the rest"
-    )
+    parser = Parser(prog="meshd", description="container network daemon; see meshctl for the rest")
     parser.add_argument("--config", default=DEFAULT_CONFIG, metavar="FILE", help=f"default: {DEFAULT_CONFIG}")
     parser.add_argument("--check", action="store_true", help="check the configuration and stop")
     parser.add_argument("--version", action="version", version=f"meshd {__version__}")
     options = parser.parse_args(argv)
     try:
-        settings = read(Path(options.config))
+        settings = config.parse(disk.read_operators(Path(options.config)), options.config)
         if options.check:
             print(f"{options.config}: ok")
             return 0
@@ -35,21 +43,6 @@ def main(argv: list[str] | None = None) -> int:
     except MeshdError as error:
         return _say(error, 1)
     return 0
-
-
-def read(path: Path) -> config.Settings:
-    """Read and check the file. Raises ConfigError."""
-    try:
-        return config.parse(path.read_text(), str(path))
-    except FileNotFoundError:
-        raise ConfigError(
-            f"{path}: no such file", "run: meshctl init (first host) or meshctl join TOKEN"
-        ) from None
-    except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "not UTF-8 text"
-        raise ConfigError(
-            f"{path}: cannot be read: {reason}", "the daemon's user must be able to read it"
-        ) from None
 
 
 def _say(error: MeshdError, code: int) -> int:

@@ -6,8 +6,9 @@ module holds a number that somebody might want to argue about.
 """
 
 import ipaddress
+import re
 import tomllib
-from typing import Annotated, Literal
+from typing import Annotated, Literal, get_args
 
 import msgspec
 
@@ -183,11 +184,18 @@ API_GROUPS_BYTES = 1024  # SO_PEERGROUPS: Python's getsockopt takes no larger bu
 EVENTS_KEPT = 256  # the ring, and what a watcher may fall behind by before it gets `resync`
 
 
+NAME_MAX_CHARS = (
+    63  # of a host's, a network's and an endpoint's name: a DNS label; Linux allows a hostname of 64
+)
+
 # --- settings ---------------------------------------------------------------------------------------------
+HOST_NAME = rf"[A-Za-z0-9][A-Za-z0-9.-]{{0,{NAME_MAX_CHARS - 1}}}"
+
+
 class HostSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """[host]"""
 
-    name: Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9]([A-Za-z0-9.-]{0,62})$")] | None = None
+    name: str | None = None
     state_dir: str = "/var/lib/meshd"
     run_dir: str = "/run/meshd"
     docker_plugin_socket: str = "/run/docker/plugins/meshd.sock"
@@ -227,11 +235,16 @@ class DnsSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     upstream: tuple[str, ...] = ()
 
 
+Level = Literal["debug", "info", "warning", "error"]
+Format = Literal["auto", "console", "json"]
+CHOICES = {"log.level": get_args(Level), "log.format": get_args(Format)}
+
+
 class LogSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """[log]"""
 
-    level: Literal["debug", "info", "warning", "error"] = "info"
-    format: Literal["auto", "console", "json"] = "auto"
+    level: Level = "info"
+    format: Format = "auto"
 
 
 class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -267,7 +280,8 @@ def _explain(source: str, message: str) -> str:
         key = f"{key}.{field}" if key else field
         known = _known_keys(key)
         return f"{source}: {key}: unknown key" + (f" (allowed here: {known})" if known else "")
-    return f"{source}: {key or 'file'}: {what[:1].lower()}{what[1:]}"
+    allowed = f" (allowed: {', '.join(CHOICES[key])})" if key in CHOICES else ""
+    return f"{source}: {key or 'file'}: {what[:1].lower()}{what[1:]}{allowed}"
 
 
 def _known_keys(key: str) -> str:
@@ -282,11 +296,35 @@ def _known_keys(key: str) -> str:
 
 def _check_values(settings: Settings, source: str) -> None:
     """Check what types cannot say: addresses and prefixes."""
+    name = settings.host.name
+    if name is not None and not re.fullmatch(HOST_NAME, name):
+        raise ConfigError(
+            f"{source}: host.name: {name[:NAME_MAX_CHARS]!r} is not a host name",
+            f"1 to {NAME_MAX_CHARS} of A-Z, a-z, 0-9, '.' and '-', starting with a letter or digit",
+        )
+    for key, path in (
+        ("host.state_dir", settings.host.state_dir),
+        ("host.run_dir", settings.host.run_dir),
+        ("gossip.keyring", settings.gossip.keyring),
+    ):
+        if not path.startswith("/") or "\0" in path:
+            raise ConfigError(f"{source}: {key}: {path!r} is not an absolute path")
     if settings.gossip.bind is not None:
-        _address(settings.gossip.bind, source, "gossip.bind")
+        bind = _address(settings.gossip.bind, source, "gossip.bind")
+        if bind.is_unspecified or bind.is_multicast:
+            raise ConfigError(
+                f"{source}: gossip.bind: {bind} is no address that other hosts reach this one at",
+                "see `ip address` for those this host has, or leave it out",
+            )
+    if settings.vxlan.port == settings.gossip.port:
+        raise ConfigError(
+            f"{source}: vxlan.port: {settings.vxlan.port} is gossip.port too; both are UDP ports of this host"
+        )
+    for resolver in settings.dns.upstream:
+        _address(resolver, source, "dns.upstream")
     for seed in settings.gossip.seeds:
         host, _, port = seed.rpartition(":")
-        if not port.isdigit() or not 0 < int(port) < 65536:
+        if not re.fullmatch(r"[0-9]{1,5}", port) or not 0 < int(port) < 65536:
             raise ConfigError(f"{source}: gossip.seeds: {seed!r} is not ADDRESS:PORT, e.g. 192.0.2.2:7947")
         _address(host.strip("[]"), source, "gossip.seeds")
     for key, prefixes, version in (("pools.v4", settings.pools.v4, 4), ("pools.v6", settings.pools.v6, 6)):
@@ -299,8 +337,8 @@ def _check_values(settings: Settings, source: str) -> None:
                 raise ConfigError(f"{source}: {key}: {prefix} is not an IPv{version} prefix")
 
 
-def _address(text: str, source: str, key: str) -> None:
+def _address(text: str, source: str, key: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address:
     try:
-        ipaddress.ip_address(text)
+        return ipaddress.ip_address(text)
     except ValueError:
         raise ConfigError(f"{source}: {key}: {text!r} is not an IPv4 or IPv6 address") from None

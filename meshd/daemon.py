@@ -22,19 +22,20 @@ from meshd.api import server
 from meshd.config import (
     HOUSEKEEPING_S,
     LEAVE_LINGER_S,
+    NAME_MAX_CHARS,
     RESTART_ANNOUNCED_S,
     UNDERLAY_CHECK_S,
     VANISHED_GRACE_S,
     Settings,
 )
-from meshd.errors import ConfigError, MeshdError, StateError
+from meshd.errors import ConfigError, MeshdError, StateError, Unavailable
 from meshd.kernel.namespace import Namespace
 from meshd.kernel.underlay import Underlay
 from meshd.model import FIRST_LOCAL_KIND, Address, EndpointId, HostFacts, HostId, Item, Key, MemberFacts
 from meshd.node import Node
 from meshd.plan import names
 from meshd.plan.ops import Op
-from meshd.shell import attach, identity, networks, space
+from meshd.shell import attach, disk, identity, networks, space
 from meshd.shell.cluster import Cluster, cluster_id
 from meshd.shell.gossip import Gossip, bind, keep_junk_out
 from meshd.shell.journal import DiskWriter, Journal
@@ -63,7 +64,8 @@ async def _run(settings: Settings, source: Path) -> bool:
             state_dir, keys.cluster_secret(ring.primary), os.urandom, _read("/etc/machine-id")
         )
         journal = Journal(state_dir)
-        entries = journal.load()
+        with disk.refusals(state_dir / "journal"):
+            entries = journal.load()
         stack.callback(journal.close)
         store = replay(entries, who.secret)
         namespace = Namespace()
@@ -74,14 +76,14 @@ async def _run(settings: Settings, source: Path) -> bool:
         tcp = stack.enter_context(bind(address, socket.SOCK_STREAM))
         for note in journal.notes:
             log.warning("state", note=note)
-        name = settings.host.name or socket.gethostname()
+        name = settings.host.name or socket.gethostname()[:NAME_MAX_CHARS]
         facts = MemberFacts(
             name=name, address=address.packed, port=address.port, session=os.urandom(16), software=__version__
         )
         mark = names.cluster_mark(cluster_id(who.secret))
-        disk = DiskWriter(journal)
+        writer = DiskWriter(journal)
         cluster = Cluster(
-            me=who.host, settings=settings, store=store, disk=disk, entropy=os.urandom,
+            me=who.host, settings=settings, store=store, disk=writer, entropy=os.urandom,
             boot_id=_read("/proc/sys/kernel/random/boot_id"), mark=mark, secret=who.secret,
             gossip_port=address.port, nhid=namespace.supports_fdb_nexthops(), kernel=namespace,
         )  # fmt: skip
@@ -110,7 +112,7 @@ async def _run(settings: Settings, source: Path) -> bool:
             cluster.alarm(
                 "cloned-image", "the state on this disk was another machine's: this host has a new identity"
             )
-        await _serve(cluster, disk, underlay, name, run_dir, source)
+        await _serve(cluster, writer, underlay, name, run_dir, source)
         return cluster.left.is_set()
     raise AssertionError("unreachable: an error is raised, never swallowed")
 
@@ -135,15 +137,15 @@ def use_cases(cluster: Cluster) -> None:
 
 
 async def _serve(
-    cluster: Cluster, disk: DiskWriter, underlay: Underlay, name: str, run_dir: Path, source: Path
+    cluster: Cluster, writer: DiskWriter, underlay: Underlay, name: str, run_dir: Path, source: Path
 ) -> None:
     async with trio.open_nursery() as nursery:
         cluster.start(nursery)
-        nursery.start_soon(disk.run, cluster.store.everything)
+        nursery.start_soon(writer.run, cluster.store.everything)
         nursery.start_soon(cluster.gossip.run)
         nursery.start_soon(cluster.streams.serve)
         await cluster.publish_facts(host_facts(cluster, underlay, name))
-        await networks.ensure_default_bridge(cluster)
+        await _ensure_bridge(cluster)
         await attach.release_other_boots(cluster)
         api = await server.open_api(cluster, run_dir)
         nursery.start_soon(api.serve)
@@ -159,7 +161,7 @@ async def _serve(
         notify("STOPPING=1")
         await api.stop()
         with trio.move_on_after(LEAVE_LINGER_S):
-            await disk.flush()
+            await writer.flush()
         nursery.cancel_scope.cancel()
 
 
@@ -198,6 +200,7 @@ async def _keep_house(cluster: Cluster, name: str) -> None:
             await attach.release_vanished(cluster, cluster.reconciler.vanished(now))
             await attach.release_vanished(cluster, await _never_moved(cluster, moved))
             await networks.finish_removals(cluster)
+            await _ensure_bridge(cluster)
             if cluster.node.in_sync(now):
                 for endpoint in _lost(cluster):
                     log.info(
@@ -213,6 +216,20 @@ async def _keep_house(cluster: Cluster, name: str) -> None:
                 await cluster.publish_facts(host_facts(cluster, underlay, name))
         except MeshdError as error:
             log.warning("housekeeping", error=error.what)
+
+
+async def _ensure_bridge(cluster: Cluster) -> None:
+    """Make the default bridge where there is none. A pool without a free prefix (the host routes all of it, say)
+    keeps nothing else from working, and may be free again later."""
+    try:
+        await networks.ensure_default_bridge(cluster)
+    except Unavailable as error:
+        cluster.alarm(NO_BRIDGE, f"there is no network bridge on this host: {error.what}")
+    else:
+        cluster.alarms.pop(NO_BRIDGE, None)
+
+
+NO_BRIDGE = "no-bridge"
 
 
 def _lost(cluster: Cluster) -> list[EndpointId]:
@@ -266,31 +283,17 @@ def replay(entries: list[Item | Key], secret: bytes) -> Store:
 def load_ring(path: Path, state_dir: Path) -> keys.Keyring:
     """Return the live keyring of state_dir; the first start makes it from the operator's file."""
     live = state_dir / "keyring"
-    if live.exists():
+    kept = disk.read(live)
+    if kept is not None:
         try:
-            return keys.parse_keyring(live.read_text(), str(live))
+            return keys.parse_keyring(kept.decode(errors="replace"), str(live))
         except ConfigError as error:
             raise StateError(
-                error.what, "restore it from a backup, or remove it: the [gossip] keyring seeds it"
+                f"{error.what}; nothing was changed",
+                "restore it from a backup, or remove it: the [gossip] keyring seeds it",
             ) from None
-    try:
-        text = path.read_text()
-    except FileNotFoundError:
-        raise ConfigError(
-            f"{path}: no such file", "run: meshctl init (first host) or meshctl join TOKEN"
-        ) from None
-    except OSError as error:
-        raise ConfigError(
-            f"{path}: cannot be read: {error.strerror}", "give it to the daemon's user"
-        ) from None
-    ring = keys.parse_keyring(text, str(path))
-    temporary = live.with_suffix(".tmp")
-    fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
-    with os.fdopen(fd, "w") as file:
-        file.write(keys.format_keyring(ring))
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(live)
+    ring = keys.parse_keyring(disk.read_operators(path), str(path))
+    disk.write(live, keys.format_keyring(ring))
     return ring
 
 

@@ -12,6 +12,8 @@ from pathlib import Path
 from meshd import config
 from meshd.errors import Conflict, Unavailable
 
+SUN_PATH_BYTES = 107 - len(".12345678")  # unix(7), less the temporary name
+
 
 def listen(path: str, mode: int, group: int | None = None) -> socket.socket:
     """Listen at ``path`` with permission bits ``mode``, owned by ``group`` if given; non-blocking.
@@ -40,10 +42,10 @@ def listen(path: str, mode: int, group: int | None = None) -> socket.socket:
             raise
     except OSError as error:
         sock.close()
-        raise Unavailable(
-            f"cannot listen at {path}: {error.strerror or error}",
-            "check that the directory exists and belongs to meshd's user",
-        ) from None
+        hint = "the directory must exist and belong to the daemon's user"
+        if error.errno is None:  # Python's own check of sun_path
+            hint = f"a socket's path has at most {SUN_PATH_BYTES} bytes: set a shorter [host] run_dir"
+        raise Unavailable(f"cannot listen at {path}: {error.strerror or error}", hint) from None
     return sock
 
 

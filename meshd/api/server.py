@@ -13,6 +13,7 @@ from meshd.api.http import Server
 from meshd.api.listen import listen, remove
 from meshd.api.peers import Access
 from meshd.api.routes import Api
+from meshd.errors import Unavailable
 from meshd.shell.usecase import ClusterLike
 
 SOCKET_NAME = "api.sock"
@@ -45,12 +46,14 @@ class ApiServer:
 
 async def open_api(cluster: ClusterLike, run_dir: Path) -> ApiServer:
     """Listen at ``run_dir``/api.sock, for root, this daemon's own user and, to read, group meshd where there is
-    one. Raises Conflict when another daemon serves there, Unavailable when it cannot be made.
+    one. A run_dir that is missing is made, as where no unit does it. Raises Conflict when another daemon serves
+    there, Unavailable when it cannot be made.
     """
     readers = await trio.to_thread.run_sync(_readers)
     access = Access(os.geteuid(), readers)
     mine = {os.getegid(), *os.getgroups()}
     path = str(run_dir / SOCKET_NAME)
+    _make(run_dir)
     sock = listen(path, SOCKET_MODE, readers if readers in mine or os.geteuid() == 0 else None)
     return ApiServer(path, sock, Server(Api(cluster, access).handle, access.may_read))
 
@@ -60,3 +63,13 @@ def _readers() -> int | None:
         return grp.getgrnam(GROUP).gr_gid
     except KeyError:
         return None
+
+
+def _make(run_dir: Path) -> None:
+    try:
+        run_dir.mkdir(mode=0o755, parents=True, exist_ok=True)
+    except OSError as error:
+        raise Unavailable(
+            f"{run_dir}: cannot be used as run_dir: {error.strerror}",
+            "make the directory and give it to the daemon's user, or set [host] run_dir",
+        ) from None

@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 import msgspec
 
+from meshd.config import MTU_DEFAULT
 from meshd.errors import ConfigError
 from meshd.kernel import addresses, frames, linkdump, netlink
 from meshd.kernel.links import marked
@@ -24,7 +25,7 @@ _UNUSABLE = addresses.IFA_F_TEMPORARY | addresses.IFA_F_DEPRECATED | addresses.I
 
 
 class Underlay(msgspec.Struct, frozen=True):
-    """``address``: text; ``mtu``: bytes, of ``device``; ``routes``: prefixes as text, sorted."""
+    """``address``: text; ``mtu``: bytes, of ``device``, or where that is lo, of the way out; ``routes``: prefixes as text, sorted."""
 
     address: str
     device: str
@@ -63,7 +64,11 @@ def read_underlay(link: netlink.Netlink, bind: str | None) -> Underlay:
     ours = {index for index, seen in devices.items() if marked(seen)}
     loopback = {index for index, seen in devices.items() if seen.name == "lo"}
     prefixes = _own_prefixes([*routes[socket.AF_INET], *routes[socket.AF_INET6]], ours | loopback)
-    return Underlay(str(ipaddress.ip_address(ip)), holder.name, holder.mtu, prefixes)
+    mtu = holder.mtu
+    if holder.ifindex in loopback:  # an address that a routing daemon announces: packets leave elsewhere
+        out = [r for r in routes[socket.AF_INET if len(ip) == 4 else socket.AF_INET6] if r.prefix == 0]
+        mtu = min((devices[i].mtu for r in out for i in r.devices if i in devices), default=MTU_DEFAULT)
+    return Underlay(str(ipaddress.ip_address(ip)), holder.name, mtu, prefixes)
 
 
 def _default_source(routes: Iterable[_Route], held: Iterable[addresses.Seen]) -> bytes | None:

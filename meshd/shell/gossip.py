@@ -5,6 +5,7 @@ a packet costs three times as much (perf.md, 5).
 """
 
 import ctypes
+import errno
 import math
 import socket
 import struct
@@ -40,14 +41,18 @@ def bind(address: Address, kind: socket.SocketKind) -> socket.socket:
     except OSError as error:
         sock.close()
         proto = "TCP" if kind == socket.SOCK_STREAM else "UDP"
-        if error.errno == 98:  # EADDRINUSE
+        if error.errno == errno.EADDRINUSE:
             raise ConfigError(
                 f"gossip.port: {proto} {address} is in use by another program; nothing was started",
                 f"stop that program (ss -lpn 'sport = :{address.port}' shows it) or set another [gossip] port",
             ) from None
+        what = f"cannot use {proto} {address}: {error.strerror}; nothing was started"
+        if error.errno == errno.EACCES:
+            raise ConfigError(
+                f"gossip.port: {what}", "set [gossip] port to 1024 or more: those below need a privilege"
+            ) from None
         raise ConfigError(
-            f"gossip.bind: cannot use {proto} {address}: {error.strerror}; nothing was started",
-            "set [gossip] bind to an address that this host has",
+            f"gossip.bind: {what}", "set [gossip] bind to an address that this host has"
         ) from None
     return sock
 

@@ -16,10 +16,11 @@ import msgspec
 
 from meshd.errors import StateError
 from meshd.model import ID_BYTES, HostId
+from meshd.shell import disk
 
 _FORMAT = 1
-_SET_ASIDE = ("journal", "journal.prev", "snapshot", "snapshot.prev", "identity")
-"""In this order: as long as the identity stands, a start that was cut short is done again."""
+_STATE = ("journal", "journal.prev", "snapshot", "snapshot.prev")
+_SECRET_BYTES = 32  # wire/keys.py, cluster_secret
 
 
 class Identity(msgspec.Struct, frozen=True):
@@ -36,14 +37,9 @@ class Identity(msgspec.Struct, frozen=True):
 def lock(state_dir: Path) -> int:
     """Make state_dir if need be and lock it for this process. Returns the descriptor that holds the lock.
     Raises StateError when it cannot be written or another daemon has it."""
-    try:
+    with disk.refusals(state_dir):
         state_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
         fd = os.open(state_dir / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    except OSError as error:
-        raise StateError(
-            f"{state_dir}: cannot be used as state_dir: {error.strerror}",
-            "create it and give it to the daemon's user",
-        ) from None
     try:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:
@@ -57,47 +53,54 @@ def lock(state_dir: Path) -> int:
 
 def load(state_dir: Path, secret: bytes, entropy: Callable[[int], bytes], machine_id: str) -> Identity:
     """Read the identity, or make one. ``secret`` is kept at the first start and never changes afterwards.
-    Raises StateError for a file that does not read as one."""
+    Raises StateError for a file that does not read as one, and for a journal whose identity is gone: run under
+    another id, this host would be two hosts to its peers, the old one at its own address."""
     path = state_dir / "identity"
     machine = hashlib.sha256(b"meshd/1 machine" + machine_id.encode()).hexdigest()[:32]
     cloned = False
-    if path.exists():
-        try:
-            data = json.loads(path.read_text())
-            found = Identity(host=bytes.fromhex(data["host"]), secret=bytes.fromhex(data["secret"]))
-            bound = data["machine"]
-            if len(found.host) != ID_BYTES:
-                raise ValueError("host")
-        except (ValueError, KeyError, TypeError):
-            raise StateError(
-                f"{path}: does not read as an identity; nothing was changed",
-                "restore it from a backup; without it, move the whole state_dir aside: the host joins as a new one",
-            ) from None
+    text = disk.read(path)
+    if text is not None:
+        found, bound = _parse(path, text)
         if bound == machine:
             return found
         cloned, secret = True, found.secret  # a clone's cluster is the original's
         _set_aside(state_dir)
+    elif left := [name for name in _STATE if (state_dir / name).exists()]:
+        raise StateError(f"{path}: missing, but {left[0]} is there; nothing was changed", RESTORE)
     made = Identity(host=entropy(ID_BYTES), secret=secret, cloned=cloned, new=True)
-    text = json.dumps(
-        {"format": _FORMAT, "host": made.host.hex(), "secret": made.secret.hex(), "machine": machine},
-        indent=1,
-    )
-    temporary = path.with_suffix(".tmp")
-    fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
-    with os.fdopen(fd, "w") as file:
-        file.write(text + "\n")
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
+    document = {"format": _FORMAT, "host": made.host.hex(), "secret": made.secret.hex(), "machine": machine}
+    disk.write(path, json.dumps(document, indent=1) + "\n")
     return made
 
 
+RESTORE = "restore it from a backup; without it, move the whole state_dir aside: the host joins as a new one"
+
+
+def _parse(path: Path, text: bytes) -> tuple[Identity, str]:
+    """Read an identity and the hash of the machine it is bound to. Raises StateError."""
+    try:
+        data = json.loads(text)
+        version = data["format"]
+        if version == _FORMAT:
+            found = Identity(host=bytes.fromhex(data["host"]), secret=bytes.fromhex(data["secret"]))
+            if (len(found.host), len(found.secret)) == (ID_BYTES, _SECRET_BYTES):
+                return found, str(data["machine"])
+    except (ValueError, KeyError, TypeError, RecursionError):
+        version = _FORMAT
+    if version != _FORMAT:
+        what = f"{path}: written in format {version!r}, this version reads {_FORMAT}; nothing was changed"
+        raise StateError(what, "run the version of meshd that wrote it, or a later one")
+    raise StateError(f"{path}: does not read as an identity; nothing was changed", RESTORE)
+
+
 def _set_aside(state_dir: Path) -> None:
-    """Move another machine's state into a folder of its own; nothing is deleted."""
+    """Move another machine's state into a folder of its own; nothing is deleted. The identity goes last: after a
+    crash half way it is still found to be another machine's."""
     number = 1
     while (aside := state_dir / f"cloned-{number}").exists():
         number += 1
-    aside.mkdir(mode=0o700)
-    for name in _SET_ASIDE:
-        if (state_dir / name).exists():
-            (state_dir / name).replace(aside / name)
+    with disk.refusals(aside):
+        aside.mkdir(mode=0o700)
+        for name in (*_STATE, "identity"):
+            if (state_dir / name).exists():
+                (state_dir / name).replace(aside / name)

@@ -43,6 +43,15 @@ def test_a_given_address_is_known_however_it_is_written(host):
     assert underlay(host, "2001:0DB8:0::10").address == "2001:db8::10"
 
 
+def test_an_address_on_lo_has_the_mtu_of_the_way_out(host):
+    host.run("ip", "link", "set", "lo", "up")
+    host.run("ip", "addr", "add", "203.0.113.1/32", "dev", "lo")
+    assert underlay(host, "203.0.113.1").mtu == 1500, "with no way out, Ethernet's: lo's own is no link's"
+    route(host, "default", "nexthop", "via", "198.51.100.1", "nexthop", "via", "192.0.2.1")
+    found = underlay(host, "203.0.113.1")
+    assert (found.device, found.mtu) == ("lo", 1400)
+
+
 @pytest.mark.parametrize("bind", ["192.0.2.11", "2001:db8::11"])
 def test_an_address_that_no_interface_has_is_an_error_that_names_it(host, bind):
     with pytest.raises(ConfigError, match=f"gossip.bind: no interface of this host has {bind}"):

@@ -237,6 +237,52 @@ def test_a_keyring_that_is_not_there(lab3: Lab, tmp_path: Path) -> None:
     ]
 
 
+MADE_UNUSABLE = {
+    "a full disk": ("mount -t tmpfs -o size=8k tmpfs {0}; head -c 8k /dev/zero >{0}/full", "No space left on device"),
+    "a read-only disk": ("mount -t tmpfs -o ro tmpfs {0}", "Read-only file system"),
+    "a directory in the journal's place": ("cp -a {1}/. {0}; rm {0}/journal; mkdir {0}/journal", "Is a directory"),
+    "an identity that is gone": ("cp -a {1}/. {0}; rm {0}/identity", "missing, but journal is there"),
+}  # fmt: skip
+"""What is wrong with state_dir ({0}; {1} is a good one) -> how it came to be, and the words that say so."""
+
+
+@pytest.mark.parametrize("what", MADE_UNUSABLE)
+def test_a_state_dir_that_cannot_be_used(lab3: Lab, tmp_path: Path, what: str) -> None:
+    make, words = MADE_UNUSABLE[what]
+    host = lab3.hosts[0]
+    path = config(tmp_path, host, port=7999)
+    (tmp_path / "state").mkdir()
+    shell = f'set -e; {make.format(tmp_path / "state", host.dir / "state")}; exec "$@"'
+    done = host.run("sh", "-c", shell, "sh", *python("meshd"), "--config", str(path), timeout=30)
+    error, hint = done.stderr.splitlines()
+    assert (done.returncode, done.stdout) == (FAILED, "")
+    assert re.fullmatch(
+        f"error: {tmp_path}/state(/[a-z]+)?: .*{words}; nothing was (started|changed)", error
+    ), error
+    assert hint.startswith("hint: ")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_pool_without_a_free_prefix_leaves_all_but_the_default_bridge(tmp_path: Path) -> None:
+    lab = Lab.up(1, tmp_path / "lab")
+    try:
+        (host,) = lab.hosts
+        host.kill()
+        for file in (host.dir / "state").iterdir():
+            file.unlink()
+        host.configure(pools={"v4": ["192.0.2.0/24"]})
+        host.start()
+        assert [net["name"] for net in host.json("network", "ls")] == ["none", "host"]
+        (alarm,) = host.status()["health"]
+        assert re.fullmatch(
+            r"there is no network bridge on this host: no subnet is free: .*pools\.v4 \(192\.0\.2\.0/24\).*",
+            alarm,
+        )
+        host.json("network", "create", "own", "--subnet", "10.67.0.0/24")
+    finally:
+        lab.down()
+
+
 @pytest.mark.parametrize(
     ("text", "line"),
     [
@@ -246,7 +292,7 @@ def test_a_keyring_that_is_not_there(lab3: Lab, tmp_path: Path) -> None:
         ("[gossip]\nbind = 'host1'\n", "gossip.bind: 'host1' is not an IPv4 or IPv6 address"),
         ("[gossip]\nseeds = ['192.0.2.1']\n", "gossip.seeds: '192.0.2.1' is not ADDRESS:PORT, e.g. 192.0.2.2:7947"),
         ("[pools]\nv4 = ['fd00::/48']\n", "pools.v4: fd00::/48 is not an IPv4 prefix"),
-        ("[log]\nlevel = 'loud'\n", "log.level: invalid enum value 'loud'"),
+        ("[log]\nlevel = 'loud'\n", "log.level: invalid enum value 'loud' (allowed: debug, info, warning, error)"),
         ("gossip", "not TOML: Expected '=' after a key in a key/value pair (at end of document)"),
     ],
 )  # fmt: skip

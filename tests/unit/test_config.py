@@ -17,6 +17,32 @@ BAD = [
     ('[gossip]\nseeds = ["host2:1"]', "f: gossip.seeds: 'host2' is not an IPv4 or IPv6 address"),
     ('[pools]\nv4 = ["fd00::/48"]', "f: pools.v4: fd00::/48 is not an IPv4 prefix"),
     ('[pools]\nv4 = ["10.0.0.1/8"]', "f: pools.v4: 10.0.0.1/8 has host bits set"),
+    (
+        '[log]\nlevel = "loud"',
+        "f: log.level: invalid enum value 'loud' (allowed: debug, info, warning, error)",
+    ),
+    ('[log]\nformat = "xml"', "f: log.format: invalid enum value 'xml' (allowed: auto, console, json)"),
+    ('[host]\nname = "a b"', "f: host.name: 'a b' is not a host name"),
+    ('[host]\nname = ""', "f: host.name: '' is not a host name"),
+    (f'[host]\nname = "{"n" * 64}"', f"f: host.name: '{'n' * 63}' is not a host name"),
+    ('[host]\nname = "a\\n"', "f: host.name: 'a\\n' is not a host name"),
+    ('[host]\nstate_dir = ""', "f: host.state_dir: '' is not an absolute path"),
+    ('[host]\nrun_dir = "run"', "f: host.run_dir: 'run' is not an absolute path"),
+    ('[gossip]\nkeyring = "keyring"', "f: gossip.keyring: 'keyring' is not an absolute path"),
+    (
+        '[gossip]\nbind = "0.0.0.0"',
+        "f: gossip.bind: 0.0.0.0 is no address that other hosts reach this one at",
+    ),
+    (
+        '[gossip]\nbind = "ff02::1"',
+        "f: gossip.bind: ff02::1 is no address that other hosts reach this one at",
+    ),
+    ("[gossip]\nport = 4789", "f: vxlan.port: 4789 is gossip.port too; both are UDP ports of this host"),
+    (
+        '[gossip]\nseeds = ["192.0.2.2:\u0667"]',
+        "f: gossip.seeds: '192.0.2.2:\u0667' is not ADDRESS:PORT, e.g. 192.0.2.2:7947",
+    ),
+    ('[dns]\nupstream = ["resolver"]', "f: dns.upstream: 'resolver' is not an IPv4 or IPv6 address"),
 ]
 
 
@@ -27,7 +53,9 @@ def test_a_wrong_setting_is_named_with_its_key_and_what_is_allowed(text, line):
     assert caught.value.what == line
 
 
-@pytest.mark.parametrize(("text", "words"), [("x =", "not TOML"), ('[log]\nlevel = "loud"', "log.level"), ('[host]\nname = "a b"', "host.name")])  # fmt: skip
+@pytest.mark.parametrize(
+    ("text", "words"), [("x =", "not TOML"), ("[log]\n[log]", "not TOML"), ('host = "x"', "f: host: ")]
+)
 def test_other_mistakes_are_named_too(text, words):
     with pytest.raises(ConfigError, match=words):
         parse(text, "f")

@@ -1,5 +1,6 @@
 """A host is who its disk says, on the machine it was made on, once at a time."""
 
+import json
 import os
 
 import pytest
@@ -29,12 +30,35 @@ def test_a_copied_disk_becomes_another_host_and_keeps_the_old_state_aside(tmp_pa
     assert identity.load(tmp_path, SECRET, os.urandom, "machine-2").host == clone.host
 
 
-@pytest.mark.parametrize("text", ["", "{}", "nonsense", '{"host": "zz", "secret": "", "machine": ""}', "[1]"])
+def described(**changed):
+    return json.dumps({"format": 1, "host": "ab" * 16, "secret": "cd" * 32, "machine": "m", **changed})
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "{}", "nonsense", "[1]", "\xff", "[" * 100_000, described(host="zz"), described(host="ab"), described(host=1),
+     described(secret="cd"), described(secret=None)],
+)  # fmt: skip
 def test_a_file_that_is_no_identity_is_refused_and_left(tmp_path, text):
     (tmp_path / "identity").write_text(text)
     with pytest.raises(StateError, match="does not read as an identity"):
         identity.load(tmp_path, SECRET, os.urandom, "m")
     assert (tmp_path / "identity").read_text() == text
+
+
+def test_an_identity_of_a_later_format_is_refused_and_left(tmp_path):
+    (tmp_path / "identity").write_text(described(format=2))
+    with pytest.raises(StateError, match="written in format 2, this version reads 1; nothing was changed"):
+        identity.load(tmp_path, SECRET, os.urandom, "m")
+    assert (tmp_path / "identity").read_text() == described(format=2)
+
+
+@pytest.mark.parametrize("kept", ["journal", "journal.prev", "snapshot", "snapshot.prev"])
+def test_a_journal_without_its_identity_is_not_run_under_another_id(tmp_path, kept):
+    (tmp_path / kept).write_bytes(b"what the host that was here owns")
+    with pytest.raises(StateError, match=f"identity: missing, but {kept} is there; nothing was changed"):
+        identity.load(tmp_path, SECRET, os.urandom, "m")
+    assert [path.name for path in tmp_path.iterdir()] == [kept]
 
 
 def test_two_daemons_on_one_state_dir_are_one_too_many(tmp_path):
