@@ -143,7 +143,7 @@ class Swim:
     def stream_pong(self, target: HostId, nonce: int, now: float) -> None:
         """The stream that a StreamProbe event asked for was answered."""
         self._woke(now)
-        self._prober.stream_pong(target, nonce)
+        self._prober.stream_pong(target, nonce, now)
 
     def tick(self, now: float) -> None:
         """Do what is due; call at ``deadline``. Early calls do nothing."""

@@ -1,5 +1,6 @@
 """Decides how one probe goes (SWIM 3.1, Lifeguard IV-A): direct ping; after a timeout helpers and, at the same
-time, a stream; at the end of the period the outcome. Also retries failed members, for as long as they are known.
+time, a stream; at the end of the period the outcome. A stream's answer is followed by more direct pings: none of
+them answered means that UDP is blocked one way or the other, and not that a datagram was lost. Also retries failed members, for as long as they are known.
 
 Times scale by local health at the start of the round. This file must not know verdicts: it says which round
 failed, the core accuses.
@@ -7,7 +8,15 @@ failed, the core accuses.
 
 import math
 
-from meshd.config import INDIRECT_PROBES, PROBE_PERIOD_S, PROBE_TIMEOUT_S, RETRY_FAILED_PER_S, RTT_GAIN
+from meshd.config import (
+    DEGRADED_PING_S,
+    DEGRADED_PINGS,
+    INDIRECT_PROBES,
+    PROBE_PERIOD_S,
+    PROBE_TIMEOUT_S,
+    RETRY_FAILED_PER_S,
+    RTT_GAIN,
+)
 from meshd.messages import PingReq
 from meshd.model import HostId, Rng
 from meshd.swim.events import MemberDegraded, StreamProbe
@@ -21,7 +30,8 @@ class Round:
     """One probe of one member. ``scale`` and ``incarnation`` are those at its start."""
 
     __slots__ = (
-        "acked", "escalate_at", "excused", "helpers", "incarnation", "nacks", "nonce", "scale", "sent", "streamed", "target",
+        "acked", "again_at", "direct", "escalate_at", "excused", "helpers", "incarnation", "nacks", "nonce", "pings_left",
+        "scale", "sent", "streamed", "target",
     )  # fmt: skip
 
     def __init__(self, target: Member, nonce: int, now: float, scale: int) -> None:
@@ -34,8 +44,11 @@ class Round:
         self.helpers: list[HostId] = []
         self.nacks: set[HostId] = set()
         self.acked = False
+        self.direct = False
         self.excused = False
         self.streamed = False
+        self.again_at = math.inf
+        self.pings_left = DEGRADED_PINGS
 
 
 class Prober:
@@ -61,7 +74,10 @@ class Prober:
         probe = self._round
         if probe is None or (probe.target, probe.nonce) != (sender, nonce):
             return False
-        direct_ack(self._roster.members[sender], probe.sent, now, self._out)
+        if not probe.streamed:  # else nobody knows which ping it answers
+            note_rtt(self._roster.members[sender], now - probe.sent)
+        over(self._roster.members[sender], self._out)
+        probe.direct, probe.again_at = True, math.inf
         self._succeed(probe)
         return True
 
@@ -77,20 +93,21 @@ class Prober:
         if probe is not None and probe.nonce == nonce and sender in probe.helpers:
             probe.nacks.add(sender)
 
-    def stream_pong(self, target: HostId, nonce: int) -> None:
+    def stream_pong(self, target: HostId, nonce: int, now: float) -> None:
         """Take the shell's word that the target answered by stream. Whether that means that UDP is blocked is
-        seen at the end of the period: an ack may only be late, and a helper may do better."""
+        seen at the end of the period: an ack may only be late, and the next ping may come through."""
         probe = self._round
         if probe is not None and (probe.target, probe.nonce) == (target, nonce):
             probe.streamed = True
+            probe.again_at = math.inf if probe.direct else now
 
     # --- time ---------------------------------------------------------------------------------------------
     def deadline(self) -> float:
         """When ``tick`` is due; inf when there is nobody to probe or retry."""
         probe = self._round
-        if probe is None or probe.acked or probe.escalate_at == math.inf:
+        if probe is None:
             return self._clock.starts
-        return min(self._clock.starts, probe.escalate_at)
+        return min(self._clock.starts, probe.again_at, math.inf if probe.acked else probe.escalate_at)
 
     def tick(self, now: float) -> Round | None:
         """Do what is due. The round that ended without any answer, if one did."""
@@ -98,6 +115,10 @@ class Prober:
         probe = self._round
         if probe is not None and not probe.acked and now >= probe.escalate_at:
             self._escalate(probe, now)
+        if probe is not None and now >= probe.again_at:
+            probe.pings_left -= 1
+            probe.again_at = now + DEGRADED_PING_S if probe.pings_left else math.inf
+            self._pings.append((probe.target, probe.nonce))
         if now >= self._clock.starts:
             if probe is not None:
                 self._round = None
@@ -162,7 +183,7 @@ class Prober:
 
     def _conclude(self, probe: Round, now: float) -> Round | None:
         target = self._roster.members[probe.target]
-        if probe.acked or probe.excused or target.restarting(now):
+        if probe.direct or probe.excused or target.restarting(now):
             return None
         if target.incarnation != probe.incarnation or target.state not in PARTICIPATES:
             return None  # it spoke, or the verdict came, meanwhile: this silence says nothing new
@@ -170,6 +191,8 @@ class Prober:
             if not target.degraded:
                 target.degraded = True
                 self._out.events.append(MemberDegraded(target.id, degraded=True))
+            return None
+        if probe.acked:
             return None
         self._health.note(failed_probe(len(probe.helpers), len(probe.nacks)))
         return probe
@@ -186,8 +209,17 @@ class Prober:
 
 def direct_ack(member: Member, sent: float, now: float, out: Outbox) -> None:
     """Note what a ping answered by UDP shows: the round trip, and that UDP works."""
-    rtt = now - sent
+    note_rtt(member, now - sent)
+    over(member, out)
+
+
+def note_rtt(member: Member, rtt: float) -> None:
+    """Let one measured round trip count."""
     member.rtt_s = rtt if member.rtt_s is None else member.rtt_s + RTT_GAIN * (rtt - member.rtt_s)
+
+
+def over(member: Member, out: Outbox) -> None:
+    """UDP works between the two hosts."""
     if member.degraded:
         member.degraded = False
         out.events.append(MemberDegraded(member.id, degraded=False))

@@ -2,11 +2,12 @@
 
 import statistics
 
+import pytest
 from world import cluster
 
 from meshd.config import RESTART_ANNOUNCED_S
 from meshd.model import Kind, Rank
-from meshd.swim.events import Cloned, MemberFailed, MemberSuspect, Paused
+from meshd.swim.events import Cloned, MemberDegraded, MemberFailed, MemberSuspect, Paused
 
 DETECTED_S = 12.0
 
@@ -179,3 +180,24 @@ def test_a_cloned_identity_is_noticed_and_does_not_storm(seed):
     world.run(20)
     assert {n for _, n, _ in world.happened(Cloned, since=began)} == {2, 5}, f"seed {seed}"
     assert world.carried["datagrams"] - sent < 20 * 6 * 20
+
+
+@pytest.mark.parametrize("count", [2, 6])
+def test_udp_that_is_lost_one_way_between_two_hosts_is_shown_and_does_not_flap(seed, count):
+    world = cluster(seed, count)
+    one, other = world.hosts[:2]
+    began = world.now
+    world.block_udp(one, other)
+    world.run(60)
+    degraded = sorted((n, event.degraded) for _, n, event in world.happened(MemberDegraded, since=began))
+    assert degraded == [(0, True), (1, True)], f"seed {seed}"
+    assert not world.happened(MemberSuspect, since=began), f"seed {seed}"
+    world.heal()
+    world.run(20)
+    assert len(world.happened(MemberDegraded, since=began)) == 4, f"seed {seed}"
+
+
+def test_ten_percent_loss_is_not_taken_for_a_blocked_port(seed):
+    world = cluster(seed, 3, loss=0.1)
+    world.run(200)
+    assert not world.happened(MemberDegraded), f"seed {seed}"

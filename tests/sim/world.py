@@ -57,6 +57,7 @@ class World:
         self._by_address = {}
         self._sides = None
         self._blocked = set()
+        self._deaf = set()
         self._queue = []
         self._order = itertools.count()
 
@@ -70,9 +71,11 @@ class World:
         self.at(delay_s, lambda: self.boot(host, seeds))
         return host
 
-    def boot(self, host, seeds=(0,)):
-        session = self.random.randbytes(16)
-        facts = MemberFacts(f"host{host.n}", host.address.packed, host.address.port, session)
+    def facts(self, host):
+        return MemberFacts(f"host{host.n}", host.address.packed, host.address.port, self.random.randbytes(16))
+
+    def boot(self, host, seeds=(0,), facts=None):
+        facts = facts or self.facts(host)
         wall_s = WALL_S + host.clock_s
         own = Random(self.random.randbytes(8))
         host.boots += 1
@@ -109,8 +112,13 @@ class World:
     def block(self, source, destination):
         self._blocked.add((source.id, destination.id))
 
+    def block_udp(self, source, destination):
+        """Lose all datagrams one way; streams pass."""
+        self._deaf.add((source.id, destination.id))
+
     def heal(self):
         self._sides = None
+        self._deaf.clear()
         self._blocked.clear()
 
     def passes(self, source, destination):
@@ -124,6 +132,8 @@ class World:
         self.carried["datagrams"] += 1
         self.carried["bytes"] += len(datagram) + 28
         if destination is None or not self.passes(source, destination):
+            return
+        if (source.id, destination.id) in self._deaf:
             return
         copies = 1 + (self.random.random() < self.duplicates)
         for _ in range(copies):
@@ -185,6 +195,7 @@ class World:
         self.at(4 * self._delay(), lambda: carry(other, host, first))
 
     def _fetch(self, host, wanted):
+        self.carried["fetches"] += 1
         node, other = host.node, self._by_address.get(wanted.address)
 
         def fetched():
@@ -295,6 +306,28 @@ class World:
         """Numbers of hosts that anybody suspected or called failed."""
         number = {host.id: host.n for host in self.hosts}
         return {number[event.id] for _, _, event in self.happened((MemberSuspect, MemberFailed), since)}
+
+
+def preloaded(seed, count, **faults):
+    """Make ``count`` hosts whose stores hold all members already: large clusters, without simulating a join."""
+    world = World(seed, **faults)
+    for n in range(count):
+        host = Host(n, world.random.randbytes(16), 0.0)
+        world.hosts.append(host)
+        world._by_address[host.address] = host
+    facts = [world.facts(host) for host in world.hosts]
+    incarnation = int(1000 * WALL_S)
+    items = []
+    for host, own in zip(world.hosts, facts, strict=True):
+        items.append(Item(Kind.MEMBER, host.id, Version(incarnation, 0, own.session), own))
+        body = HostFacts(own.name, host.address.packed, 4789, 1500)
+        items.append(Item(Kind.HOST, host.id, Version(1, 1, host.id), body))
+    for host, own in zip(world.hosts, facts, strict=True):
+        for item in items:
+            if item.key != (Kind.MEMBER, host.id):  # its own is written by its boot, and is the same
+                host.store.merge(item)
+        world.boot(host, seeds=(), facts=own)
+    return world
 
 
 def cluster(seed, count, **faults):

@@ -6,6 +6,7 @@ import pytest
 from swim_net import DIGEST, EPOCH, Driven, claim, facts, host_id
 
 from meshd.config import (
+    DEGRADED_PING_S,
     HEALTH_MAX,
     INDIRECT_PROBES,
     NACK_AFTER_S,
@@ -165,13 +166,30 @@ def test_where_only_a_stream_answers_the_member_is_degraded_and_not_suspect():
     assert host.happened(MemberDegraded)[1:] == [MemberDegraded(host_id(target), False)]
 
 
-def test_a_stream_answer_beside_an_indirect_ack_is_not_held_against_the_member():
+def test_a_stream_answer_is_followed_by_more_pings_and_one_ack_of_them_says_that_udp_works():
+    host = prober()
+    target, nonce, helpers = escalated(host)
+    host.swim.stream_pong(host_id(target), nonce, host.now)
+    host.receive(helpers[0], IndirectAck(nonce))
+    host.run(DEGRADED_PING_S * 1.5)
+    pings = [ping for to, ping in host.sent(Ping) if to == host_id(target)]
+    assert [ping.nonce for ping in pings] == [nonce] * len(pings)
+    assert len(pings) >= 2
+    host.receive(target, Ack(nonce, DIGEST, YOU))
+    finish_period(host)
+    assert not host.happened(MemberDegraded)
+    assert host.swim.members[host_id(target)].rtt_s is None, "which ping was answered is not known"
+
+
+def test_where_helpers_and_a_stream_answer_but_never_udp_the_member_is_degraded():
+    """UDP is blocked one way between just these two: helpers hide it, but the data plane may suffer."""
     host = prober()
     target, nonce, helpers = escalated(host)
     host.swim.stream_pong(host_id(target), nonce, host.now)
     host.receive(helpers[0], IndirectAck(nonce))
     finish_period(host)
-    assert not host.happened(MemberDegraded)
+    assert host.state(target) == "alive"
+    assert host.happened(MemberDegraded) == [MemberDegraded(host_id(target), True)]
 
 
 @pytest.mark.parametrize("target_off,nonce_off", [(1, 0), (0, 1)])
