@@ -392,7 +392,8 @@ class Cluster:
             return
         # As wall time, so that a host that lost its disk does not write another record under an old version.
         counter = max(held.version.counter + 1 if held is not None else 0, self.wall_ms())
-        await self.commit([Item(Kind.HOST, self.me, Version(0, counter, self.me), self.own_facts)])
+        version = Version(held.version.incarnation if held is not None else 0, counter, self.me)
+        await self.commit([Item(Kind.HOST, self.me, version, self.own_facts)])
 
     def _derive(self, change: Change, now: float) -> None:
         """Bring the views in step with one change of the store."""

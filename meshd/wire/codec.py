@@ -10,6 +10,8 @@ from typing import Annotated, Any
 
 import msgspec
 
+from meshd.config import ITEM_MAX_BYTES
+from meshd.errors import BadRequest
 from meshd.messages import (
     MAX_ITEMS_PER_MESSAGE,
     MESSAGE_TYPES,
@@ -38,6 +40,7 @@ __all__ = [
 
 MAX_DEEDS_PER_MESSAGE = 16
 _VERSION_END = 1 << 63
+_ROOMY_BYTES = ITEM_MAX_BYTES * 3 // 4  # in less no item is too large, also with fields that were left out
 
 
 class _Answer(msgspec.Struct, frozen=True, array_like=True):
@@ -101,7 +104,20 @@ def decode_messages(data: bytes, skipped: Counter[str] | None = None) -> list[Me
             skipped["unknown-tag"] += 1
         else:
             messages.append(_DECODE.get(shape, _simple)(each, shape, skipped))
+    if len(data) > _ROOMY_BYTES:
+        _check_sizes(messages)
     return messages
+
+
+def _check_sizes(messages: Sequence[Message]) -> None:
+    """Refuse an item that this host could neither write to its disk nor pass on."""
+    for message in messages:
+        if isinstance(message, News):
+            for item in message.items:
+                try:
+                    encode_item(item)
+                except BadRequest:
+                    raise WireError("bad-item", "too large to be passed on") from None
 
 
 def _simple(raw: tuple[Any, ...], shape: type, skipped: Counter[str]) -> Message:

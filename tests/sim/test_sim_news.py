@@ -2,7 +2,7 @@
 
 from world import cluster
 
-from meshd.model import Kind
+from meshd.model import Item, Kind, Network, Subnet, Version
 
 
 def everywhere(world, item):
@@ -43,6 +43,18 @@ def test_a_host_cut_off_while_others_write_catches_up(seed):
     took = world.run_until(lambda: world.converged() and world.all_alive(), 30)
     print(f"\nseed {seed}: caught up {took:.2f} s after coming back")
     assert world.hosts[0].store.get(Kind.HOST, away.id).body.name == "host7-99"
+
+
+def test_an_item_that_no_datagram_carries_reaches_everybody_by_stream():
+    world = cluster(2, 30, loss=0.05)
+    fetched = world.carried["fetches"]
+    labels = {f"label-{n}": "v" * 1000 for n in range(50)}
+    body = Network("big", "overlay", (Subnet("10.1.0.0/20", "10.1.0.1"),), labels=labels)
+    item = Item(Kind.NETWORK, b"n" * 16, Version(0, 0, world.hosts[0].id), body)
+    world.put(world.hosts[0], item)
+    took = world.run_until(lambda: everywhere(world, item), 5.0, world.latency_s)
+    print(f"\n50 kB at the last of 30: {took:.3f} s, {world.carried['fetches'] - fetched} fetches")
+    assert world.carried["fetches"] - fetched <= 2 * 30, "each fetches it of one neighbour, not of all"
 
 
 def test_an_idle_cluster_is_quiet_and_its_cost_a_host_does_not_grow(seed):

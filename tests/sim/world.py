@@ -99,7 +99,9 @@ class World:
         before = host.store.get(Kind.HOST, host.id)
         counter = before.version.counter + 1 if before is not None else 1
         body = HostFacts(f"host{host.n}{text}", host.address.packed, 4789, 1500)
-        item = Item(Kind.HOST, host.id, Version(incarnation, counter, host.id), body)
+        return self.put(host, Item(Kind.HOST, host.id, Version(incarnation, counter, host.id), body))
+
+    def put(self, host, item):
         host.node.put([item], self.now)
         self._drain(host)
         return item

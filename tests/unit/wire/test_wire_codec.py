@@ -2,12 +2,13 @@ import contextlib
 from collections import Counter
 
 import msgpack
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from wire_material import GOSSIPED_ITEMS, LOCAL_ITEMS, MESSAGES, MESSAGES_OF
 
-from meshd.config import ARRAY_MAX, ITEM_MAX_BYTES, MAP_MAX, MESSAGE_DEPTH
+from meshd.config import ARRAY_MAX, ITEM_MAX_BYTES, MAP_MAX, MESSAGE_DEPTH, STREAM_BLOB_MAX_BYTES
 from meshd.errors import BadRequest, PeerError
 from meshd.messages import (
     MAX_ITEMS_PER_MESSAGE,
@@ -449,3 +450,19 @@ def test_an_attachment_with_a_long_request_is_kept():
 def test_suspicions_and_acks_name_versions_as_they_are():
     messages = [Suspect(A, 2**63 - 1, B, FACTS), Ack(0, A, View(0, 0))]
     assert decode_messages(join([encode_message(message) for message in messages])) == messages
+
+
+def test_an_item_that_could_not_be_passed_on_is_refused_at_the_door():
+    """A stream's blob has room for a little more than the largest item."""
+    labels = {f"{n:03d}": "x" * 1021 for n in range(64)}
+    while True:
+        item = msgspec.structs.replace(NETWORK, body=msgspec.structs.replace(NETWORK.body, labels=labels))
+        try:
+            encode_item(item)
+        except BadRequest:
+            break
+        labels = {f"{key}x": value for key, value in labels.items()}
+    blob = join([encode_message(News((item,)))])
+    assert len(blob) < STREAM_BLOB_MAX_BYTES
+    with pytest.raises(WireError, match="too large"):
+        decode_messages(blob)
