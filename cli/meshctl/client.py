@@ -8,7 +8,9 @@ them and have to be trusted.
 import errno
 import http.client
 import json
+import os
 import socket
+import stat
 from collections.abc import Iterator, Mapping
 from typing import Any
 from urllib.parse import quote, urlencode
@@ -25,6 +27,8 @@ HINTS: dict[int, str] = {
     errno.EACCES: "run as root or as a member of the group meshd",
 }
 """What to do about a connect that failed, by errno."""
+
+NAMES_IT = "--socket or MESHD_SOCKET names the daemon's api.sock"
 
 
 class _UnixConnection(http.client.HTTPConnection):
@@ -96,8 +100,11 @@ class Client:
             connection.connect()
         except OSError as error:
             connection.close()
-            hint = HINTS.get(error.errno or 0, "")
-            raise Unreachable(f"meshd is not reachable at {self.path}: {reason(error)}", hint) from None
+            what = f"meshd is not reachable at {self.path}"
+            if error.errno is None or (os.path.exists(self.path) and not _is_socket(self.path)):
+                why = "a socket's path has at most 107 bytes" if error.errno is None else "it is not a socket"
+                raise Unreachable(f"{what}: {why}", NAMES_IT) from None
+            raise Unreachable(f"{what}: {reason(error)}", HINTS.get(error.errno, "")) from None
         headers = {"Accept": "application/json"}
         payload = None
         if body is not None:
@@ -119,18 +126,22 @@ class Client:
             return Unreachable(f"meshd at {self.path} did not answer within {ANSWER_S:.0f} s", hint)
         if isinstance(error, (OSError, http.client.IncompleteRead)):
             return Unreachable(f"meshd at {self.path} closed the connection before it had answered", hint)
-        return Unreachable(
-            f"what answers at {self.path} does not speak HTTP", "--socket names the daemon's api.sock"
-        )
+        return Unreachable(f"what answers at {self.path} does not speak HTTP", NAMES_IT)
 
     def _document(self, raw: bytes) -> Any:
         try:
             return json.loads(raw) if raw.strip() else {}
         except ValueError:
-            hint = "--socket names the daemon's api.sock"
             raise Unreachable(
-                f"what answers at {self.path} is not meshd: its answer is not JSON", hint
+                f"what answers at {self.path} is not meshd: its answer is not JSON", NAMES_IT
             ) from None
+
+
+def _is_socket(path: str) -> bool:
+    try:
+        return stat.S_ISSOCK(os.stat(path).st_mode)
+    except OSError:
+        return True  # it went away meanwhile: what connect said stands
 
 
 def target(segments: tuple[str, ...], query: Mapping[str, str | int | None]) -> str:

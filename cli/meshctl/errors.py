@@ -52,4 +52,4 @@ class Unreachable(CommandError):
 def reason(error: OSError) -> str:
     """Return the system's own words for ``error``, as they fit into one of our lines."""
     words = error.strerror or str(error) or type(error).__name__
-    return words[:1].lower() + words[1:]
+    return words if words[1:2].isupper() else words[:1].lower() + words[1:]

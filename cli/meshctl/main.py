@@ -6,6 +6,7 @@ health checks, and click alone takes half of the time it may take.
 
 import click
 
+from meshctl.errors import WrongUsage
 from meshctl.group import LazyGroup
 from meshctl.output import FORMATS, Invocation
 
@@ -42,6 +43,8 @@ COMMANDS: dict[str, tuple[str, str]] = {
 @click.pass_context
 def cli(ctx: click.Context, socket: str, output: str) -> None:
     """Networks for containers and processes across hosts, without a central store."""
+    if not socket:
+        raise WrongUsage("--socket: must not be empty", "meshctl --help")
     ctx.obj = Invocation(socket, "json" if output == "json" else "table")
 
 

@@ -20,6 +20,17 @@ else:
     _Text = _Pair = click.ParamType
 
 
+def text(
+    kind: "click.ParamType[Any]", value: str, param: click.Parameter | None, ctx: click.Context | None
+) -> str:
+    """Return ``value``; wrong usage where its bytes are no text: the daemon's JSON could not carry it."""
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        kind.fail(f"{value!a} is not UTF-8 text", param, ctx)
+    return value
+
+
 class Word(_Text):
     """A name: not empty, since an empty path segment is another route."""
 
@@ -29,7 +40,7 @@ class Word(_Text):
         """Return ``value``; wrong usage where it is empty."""
         if not value:
             self.fail("must not be empty", param, ctx)
-        return str(value)
+        return text(self, str(value), param, ctx)
 
 
 class HostName(_Text):
@@ -54,9 +65,12 @@ class Ip(_Text):
         import ipaddress
 
         try:
-            return str(ipaddress.ip_address(value))
+            ip = ipaddress.ip_address(value)
         except ValueError:
             self.fail(f"{value!r} is not an IPv4 or IPv6 address", param, ctx)
+        if ip.version == 6 and ip.ipv4_mapped:
+            self.fail(f"{value!r} is an IPv4 address in IPv6's form: write {ip.ipv4_mapped}", param, ctx)
+        return str(ip)
 
 
 class Cidr(_Text):
@@ -123,7 +137,7 @@ class KeyValue(_Pair):
         key, _, rest = value.partition("=")
         if not key:
             self.fail(f"{value!r} is not KEY=VALUE", param, ctx)
-        return key, rest
+        return text(self, key, param, ctx), text(self, rest, param, ctx)
 
 
 WORD = Word()

@@ -3,6 +3,7 @@
 click's own words differ between its versions and take three lines; these are the same everywhere.
 """
 
+import re
 import sys
 
 import click
@@ -60,6 +61,10 @@ def _what(error: click.UsageError) -> str:
     words = error.message.strip().rstrip(".") or "no command given"
     if type(error).__name__ == "NoArgsIsHelpError":  # click 8.2 and later; its message is the help text
         words = "missing command"
+    words = words.replace("is not a valid integer range", "is not a whole number")
+    words = re.sub(
+        r"got unexpected extra arguments? \((.*)\)", r"not expected here: \1", words, flags=re.I | re.S
+    )
     if isinstance(error, click.BadParameter) and error.param:
         return f"{_name(error.param)}: {words}"
     return words[:1].lower() + words[1:]

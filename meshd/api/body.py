@@ -3,7 +3,7 @@ what the value means is the use case's business.
 """
 
 import re
-from typing import TypeVar
+from typing import Any, TypeVar, get_args
 
 import msgspec
 
@@ -28,7 +28,7 @@ def decode(body: bytes, form: type[T]) -> T:
     try:
         return msgspec.json.decode(body, type=form)
     except msgspec.ValidationError as error:
-        raise BadRequest(_explain(str(error))) from None
+        raise BadRequest(_explain(str(error), form)) from None
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError, OverflowError, ValueError) as error:
         raise BadRequest(f"body: not JSON: {error}") from None
 
@@ -48,10 +48,25 @@ def depth(body: bytes, enough: int) -> int:
     return deepest
 
 
-def _explain(message: str) -> str:
-    """Turn msgspec's "Expected `int` - at `$.mtu`" into "mtu: expected `int`"."""
+def _explain(message: str, form: Any) -> str:
+    """Turn msgspec's "Expected `int` - at `$.mtu`" into "mtu: expected `int`", and a pattern into its description."""
     what, _, where = message.partition(" - at `$")
     field = where.rstrip("`").lstrip(".")
     if not field and (named := re.search(r"field `([^`]*)`", what)):
         field, what = named.group(1), "unknown field" if "unknown field" in what else "missing"
+    if "matching regex" in what and (words := _description(form, re.split(r"[.\[]", field)[0])):
+        what = f"not {words}"
     return f"{field or 'body'}: {what[:1].lower()}{what[1:]}"
+
+
+def _description(form: Any, field: str) -> str:
+    """Return the description that the type of a field, or the one inside it, carries; "" where there is none."""
+    wanted = next((f.type for f in msgspec.structs.fields(form) if f.encode_name == field), None)
+    unseen = [wanted]
+    while unseen:
+        kind = unseen.pop()
+        for meta in getattr(kind, "__metadata__", ()):
+            if isinstance(meta, msgspec.Meta) and meta.description:
+                return meta.description
+        unseen += get_args(kind)
+    return ""

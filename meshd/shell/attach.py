@@ -47,8 +47,19 @@ __all__ = [
     "release_vanished",
 ]
 
-EndpointName = Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9]([A-Za-z0-9_.-]{0,62})\Z")]
-Ifname = Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9_.-]{1,15}\Z")]
+EndpointName = Annotated[
+    str,
+    msgspec.Meta(
+        pattern=r"^[A-Za-z0-9]([A-Za-z0-9_.-]{0,62})\Z",
+        description="1 to 63 of A-Z, a-z, 0-9, '_', '.' and '-', starting with a letter or digit",
+    ),
+]
+Ifname = Annotated[
+    str,
+    msgspec.Meta(
+        pattern=r"^[A-Za-z0-9_.-]{1,15}\Z", description="1 to 15 of A-Z, a-z, 0-9, '_', '.' and '-'"
+    ),
+]
 NO_IFNAMES = (".", "..", "lo", "all", "default")
 """Names the kernel refuses, or that /proc/sys/net/ipv4/conf and every namespace have already."""
 
@@ -305,8 +316,13 @@ def _mac(cluster: ClusterLike, network: Item, endpoint_id: EndpointId, wanted: s
         return names.endpoint_mac(endpoint_id)
     mac = parse_mac(wanted)
     if mac == names.gateway_mac(network.id):
-        raise Conflict(f"mac: {wanted} is the gateway's")
+        raise Conflict(f"mac: {wanted} is the gateway's of network {networks.facts(network).name}", OTHER_MAC)
     for other in cluster.endpoints.values():
         if other.network == network.id and other.mac == mac:
-            raise Conflict(f"mac: {wanted} is endpoint {other.name}'s on {cluster.host_name(other.host)}")
+            raise Conflict(
+                f"mac: {wanted} is endpoint {other.name}'s on {cluster.host_name(other.host)}", OTHER_MAC
+            )
     return mac
+
+
+OTHER_MAC = "choose another, or leave --mac out"

@@ -130,12 +130,12 @@ async def ensure_default_bridge(cluster: ClusterLike) -> Item:
 async def remove_network(cluster: ClusterLike, name_or_id: str) -> Item:
     """Remove a network without endpoints. Raises Conflict naming who still uses it, NotFound, BadRequest."""
     if name_or_id in BUILTIN_NAMES:
-        raise BadRequest(f"network {name_or_id} always exists")
+        raise BadRequest(f"network {name_or_id} cannot be removed: it always exists")
     async with cluster.desk.planning:
         item = resolve(cluster, name_or_id)
         name = facts(item).name
         if is_local(item) and name in BUILTIN_NAMES:
-            raise BadRequest(f"network {name} always exists")
+            raise BadRequest(f"network {name} cannot be removed: it always exists")
         with cluster.desk.closing(item.id, name):
             using = users(cluster, item.id)
             if using:

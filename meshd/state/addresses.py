@@ -116,7 +116,7 @@ def _explicit(
     ip = f"{space.text(want)} of network {space.name}"
     reason = space.why_reserved(want)
     if reason is not None:
-        raise BadRequest(f"{ip} cannot be given to an endpoint: it is {reason}")
+        raise BadRequest(f"{ip} cannot be given to an endpoint: it is {reason}", "choose another address")
     holders = use.holders.get(want)
     if holders:
         raise Conflict(f"{ip} is in use by endpoint {min(holders).hex()}", "choose another address")

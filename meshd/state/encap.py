@@ -74,7 +74,11 @@ def plan_mtu(
     if wanted is not None and driver == "overlay" and wanted > room:
         raise BadRequest(f"mtu {wanted} does not fit: {why}", f"at most {room}; leave --mtu out to get that")
     if mtu > MTU_MAX:
-        raise BadRequest(f"mtu {mtu} is above {MTU_MAX}")
+        raise BadRequest(f"mtu {mtu} is above {MTU_MAX}", "leave --mtu out to get what the underlay carries")
     if mtu < least:
-        raise BadRequest(f"mtu {mtu} is too small: {needs}" + (f", but {why}" if wanted is None else ""))
+        if wanted is None:
+            raise BadRequest(f"mtu {mtu} is too small: {needs}, but {why}", "raise the underlay's MTU")
+        raise BadRequest(
+            f"mtu {mtu} is too small: {needs}", "leave --mtu out to get what the underlay carries"
+        )
     return mtu

@@ -80,7 +80,10 @@ class IndexSpace(msgspec.Struct, frozen=True):
                     f"{address} is beyond what network {self.name} hands out of {prefix}: "
                     f"{prefix.network_address + 1} to {last}"
                 )
-        raise BadRequest(f"{address} is in no subnet of network {self.name} ({self.subnets})")
+        raise BadRequest(
+            f"{address} is in no subnet of network {self.name} ({self.subnets})",
+            "choose one inside, or leave --ip out",
+        )
 
     def index_of_all(self, ips: Sequence[str | bytes]) -> int | None:
         """Give the one index that all of ``ips`` stand for; None where there are none. Raises BadRequest."""

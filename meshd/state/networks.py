@@ -183,16 +183,18 @@ def _check_options(options: Mapping[str, str]) -> None:
 
 def _check_labels(labels: Mapping[str, str]) -> None:
     if len(labels) > LABELS_MAX:
-        raise BadRequest(f"{len(labels)} labels; at most {LABELS_MAX}")
+        raise BadRequest(f"{len(labels)} labels; at most {LABELS_MAX}", "give fewer")
     for key, value in labels.items():
         if not key or len(key) > LABEL_KEY_MAX_CHARS or not key.isprintable():
             raise BadRequest(
-                f"label {key[:QUOTED_MAX_CHARS]!r}: a key has 1 to {LABEL_KEY_MAX_CHARS} printable characters"
+                f"label {key[:QUOTED_MAX_CHARS]!r} is not allowed",
+                f"a key has 1 to {LABEL_KEY_MAX_CHARS} printable characters",
             )
         if len(value) > LABEL_VALUE_MAX_CHARS:
             raise BadRequest(
-                f"label {key[:QUOTED_MAX_CHARS]}: its value is longer than {LABEL_VALUE_MAX_CHARS} characters"
+                f"label {key[:QUOTED_MAX_CHARS]}: its value has {len(value)} characters",
+                f"at most {LABEL_VALUE_MAX_CHARS}",
             )
     total = sum(len(key.encode()) + len(value.encode()) for key, value in labels.items())
     if total > LABELS_MAX_BYTES:
-        raise BadRequest(f"labels take {total} bytes; at most {LABELS_MAX_BYTES} together")
+        raise BadRequest(f"labels take {total} bytes; at most {LABELS_MAX_BYTES} together", "give fewer")

@@ -29,6 +29,8 @@ FORBIDDEN = tuple(
 )
 """What no endpoint can have as its address."""
 
+OTHER_GATEWAY = "choose an address between the first and the last of the subnet, or leave --gateway out"
+
 
 class Wanted(msgspec.Struct, frozen=True):
     """What the caller said about addresses, as text."""
@@ -63,7 +65,8 @@ def parse_subnets(texts: Sequence[str]) -> list[Prefix]:
     for first, second in itertools.pairwise(prefixes):
         if first.version == second.version:
             raise BadRequest(
-                f"two IPv{first.version} subnets ({first}, {second}); one per family is supported"
+                f"two IPv{first.version} subnets ({first}, {second}); one per family is supported",
+                "make a second network",
             )
     return prefixes
 
@@ -77,10 +80,13 @@ def _subnet(text: str) -> Prefix:
             f"use a /{prefix.max_prefixlen - 2} or a larger one",
         )
     if prefix.version == 4 and bits > POOL_MAX_BITS:
-        raise BadRequest(f"subnet {prefix} is too large: at most a /{32 - POOL_MAX_BITS}")
+        raise BadRequest(f"subnet {prefix} is too large: at most a /{32 - POOL_MAX_BITS}", "use a part of it")
     for forbidden, what in FORBIDDEN:
         if forbidden.version == prefix.version and forbidden.overlaps(prefix):
-            raise BadRequest(f"subnet {prefix} cannot be used: {forbidden} is {what}")
+            raise BadRequest(
+                f"subnet {prefix} cannot be used: {forbidden} is {what}",
+                "choose another, or leave --subnet out",
+            )
     return prefix
 
 
@@ -127,7 +133,10 @@ def _address(text: str, prefixes: Sequence[Prefix], what: str) -> tuple[Ip, Pref
     address = parse_address(text, f"{what} ")
     inside = next((p for p in prefixes if p.version == address.version and address in p), None)
     if inside is None:
-        raise BadRequest(f"{what} {address} is outside the subnets ({', '.join(map(str, prefixes))})")
+        raise BadRequest(
+            f"{what} {address} is outside the subnets ({', '.join(map(str, prefixes))})",
+            "it must lie in one of them; --subnet sets them",
+        )
     return address, inside
 
 
@@ -143,13 +152,15 @@ def _gateways(prefixes: Sequence[Prefix], texts: Sequence[str], excluded: Sequen
     for text in texts:
         address, prefix = _address(text, prefixes, "gateway")
         if prefix in chosen:
-            raise BadRequest(f"two gateways for subnet {prefix} ({chosen[prefix]}, {address})")
+            raise BadRequest(
+                f"two gateways for subnet {prefix} ({chosen[prefix]}, {address})", "give one for each subnet"
+            )
         if address == prefix.network_address:
-            raise BadRequest(f"gateway {address} is the own address of subnet {prefix}")
+            raise BadRequest(f"gateway {address} is the own address of subnet {prefix}", OTHER_GATEWAY)
         if prefix.version == 4 and address == prefix.broadcast_address:
-            raise BadRequest(f"gateway {address} is the broadcast address of subnet {prefix}")
+            raise BadRequest(f"gateway {address} is the broadcast address of subnet {prefix}", OTHER_GATEWAY)
         if address in excluded:
-            raise BadRequest(f"gateway {address} is also excluded")
+            raise BadRequest(f"gateway {address} is also excluded", "the gateway is never given out anyway")
         chosen[prefix] = address
     barred = set(excluded)
     for prefix in prefixes:
@@ -171,10 +182,14 @@ def _ranges(prefixes: Sequence[Prefix], texts: Sequence[str]) -> tuple[str, ...]
         subnet = next((prefix for prefix in prefixes if prefix.version == inner.version), None)
         low, high = int(inner.network_address), int(inner.broadcast_address)
         if subnet is None or low < int(subnet.network_address) or high > int(subnet.broadcast_address):
-            raise BadRequest(f"ip-range {inner} is outside the subnets ({', '.join(map(str, prefixes))})")
+            raise BadRequest(
+                f"ip-range {inner} is outside the subnets ({', '.join(map(str, prefixes))})",
+                "it must lie in one of them; --subnet sets them",
+            )
         if inner.version in seen:
             raise BadRequest(
-                f"two IPv{inner.version} ip-ranges ({seen[inner.version]}, {inner}); one is supported"
+                f"two IPv{inner.version} ip-ranges ({seen[inner.version]}, {inner}); one is supported",
+                "give one for each family, and --exclude for single addresses",
             )
         seen[inner.version] = inner
     return tuple(str(inner) for inner in seen.values())

@@ -2,6 +2,7 @@
 
 import os
 import socket
+from pathlib import Path
 
 import pytest
 
@@ -35,11 +36,23 @@ def test_a_socket_that_nobody_listens_on_is_status_3(meshctl, tmp_path):
     ]
 
 
+@pytest.mark.parametrize("make", [Path.mkdir, Path.touch])
+def test_what_is_no_socket_is_told_from_a_daemon_that_stopped(meshctl, tmp_path, make):
+    make(tmp_path / "x")
+    result = meshctl("--socket", str(tmp_path / "x"), "members")
+    assert (result.exit_code, result.stdout) == (3, "")
+    assert result.stderr.splitlines() == [
+        f"error: meshd is not reachable at {tmp_path / 'x'}: it is not a socket",
+        "hint: --socket or MESHD_SOCKET names the daemon's api.sock",
+    ]
+
+
 def test_a_path_too_long_for_a_socket_is_status_3_and_one_line(meshctl):
     result = meshctl("--socket", "/" + "x" * 200, "members")
     assert result.exit_code == 3
-    assert len(result.stderr.splitlines()) == 1
-    assert "aF_UNIX path too long" in result.stderr
+    error, hint = result.stderr.splitlines()
+    assert error.endswith(": a socket's path has at most 107 bytes")
+    assert hint == "hint: --socket or MESHD_SOCKET names the daemon's api.sock"
 
 
 @pytest.mark.parametrize(

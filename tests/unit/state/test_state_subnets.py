@@ -17,6 +17,9 @@ def plan(*subnets, **wanted):
     return lay_out(ID, Network("blue", "overlay", ()), parse_subnets(subnets), Wanted(subnets, **wanted))
 
 
+ELSEWHERE = "choose another, or leave --subnet out"
+
+
 @pytest.mark.parametrize(
     ("subnet", "line", "hint"),
     [
@@ -41,17 +44,17 @@ def plan(*subnets, **wanted):
         ("10.1.0.0/32", "subnet 10.1.0.0/32 has no room for a gateway and an endpoint", "use a /30 or a larger one"),
         ("10.1.0.0/31", "subnet 10.1.0.0/31 has no room for a gateway and an endpoint", "use a /30 or a larger one"),
         ("fd00::/127", "subnet fd00::/127 has no room for a gateway and an endpoint", "use a /126 or a larger one"),
-        ("10.0.0.0/7", "subnet 10.0.0.0/7 is too large: at most a /8", ""),
-        ("0.0.0.0/0", "subnet 0.0.0.0/0 is too large: at most a /8", ""),
-        ("0.1.0.0/16", "subnet 0.1.0.0/16 cannot be used: 0.0.0.0/8 is this-network addresses (RFC 1122)", ""),
-        ("127.0.0.0/24", "subnet 127.0.0.0/24 cannot be used: 127.0.0.0/8 is loopback addresses", ""),
-        ("169.254.0.0/16", "subnet 169.254.0.0/16 cannot be used: 169.254.0.0/16 is link-local addresses", ""),
-        ("224.0.0.0/24", "subnet 224.0.0.0/24 cannot be used: 224.0.0.0/4 is multicast addresses", ""),
-        ("255.255.255.0/24", "subnet 255.255.255.0/24 cannot be used: 240.0.0.0/4 is reserved addresses (RFC 1112)", ""),
-        ("fe80::/64", "subnet fe80::/64 cannot be used: fe80::/10 is link-local addresses", ""),
-        ("ff02::/64", "subnet ff02::/64 cannot be used: ff00::/8 is multicast addresses", ""),
-        ("::/96", "subnet ::/96 cannot be used: ::/8 is loopback and IPv4-mapped addresses (RFC 4291)", ""),
-        ("::/0", "subnet ::/0 cannot be used: ::/8 is loopback and IPv4-mapped addresses (RFC 4291)", ""),
+        ("10.0.0.0/7", "subnet 10.0.0.0/7 is too large: at most a /8", "use a part of it"),
+        ("0.0.0.0/0", "subnet 0.0.0.0/0 is too large: at most a /8", "use a part of it"),
+        ("0.1.0.0/16", "subnet 0.1.0.0/16 cannot be used: 0.0.0.0/8 is this-network addresses (RFC 1122)", ELSEWHERE),
+        ("127.0.0.0/24", "subnet 127.0.0.0/24 cannot be used: 127.0.0.0/8 is loopback addresses", ELSEWHERE),
+        ("169.254.0.0/16", "subnet 169.254.0.0/16 cannot be used: 169.254.0.0/16 is link-local addresses", ELSEWHERE),
+        ("224.0.0.0/24", "subnet 224.0.0.0/24 cannot be used: 224.0.0.0/4 is multicast addresses", ELSEWHERE),
+        ("255.255.255.0/24", "subnet 255.255.255.0/24 cannot be used: 240.0.0.0/4 is reserved addresses (RFC 1112)", ELSEWHERE),
+        ("fe80::/64", "subnet fe80::/64 cannot be used: fe80::/10 is link-local addresses", ELSEWHERE),
+        ("ff02::/64", "subnet ff02::/64 cannot be used: ff00::/8 is multicast addresses", ELSEWHERE),
+        ("::/96", "subnet ::/96 cannot be used: ::/8 is loopback and IPv4-mapped addresses (RFC 4291)", ELSEWHERE),
+        ("::/0", "subnet ::/0 cannot be used: ::/8 is loopback and IPv4-mapped addresses (RFC 4291)", ELSEWHERE),
     ],
 )  # fmt: skip
 def test_a_subnet_that_cannot_be_used_is_refused_showing_what_is_right(subnet, line, hint):
