@@ -18,6 +18,7 @@ from meshd.api.errors import WrongMethod, status_of
 from meshd.api.exchange import NDJSON, Request, Response
 from meshd.api.peers import Access
 from meshd.errors import BadRequest, Forbidden, MeshdError, NotFound
+from meshd.model import text_id
 from meshd.shell import attach, networks
 from meshd.shell.events import Event, Subscription
 from meshd.shell.usecase import ClusterLike
@@ -78,7 +79,7 @@ async def _create_network(call: Call) -> Response:
 
 
 async def _network(call: Call) -> Response:
-    return _json(views.network(call.cluster, networks.resolve(call.cluster, call.part)))
+    return _json(views.named_network(call.cluster, call.part))
 
 
 async def _remove_network(call: Call) -> Response:
@@ -91,14 +92,22 @@ async def _endpoints(call: Call) -> Response:
     cookie = query.get("netns_cookie")
     if cookie is not None and not (cookie.isascii() and cookie.isdigit() and len(cookie) <= U64_DIGITS):
         raise BadRequest("netns_cookie: not a decimal number")
-    name = query.get("network")
+    name, host = query.get("network"), query.get("host")
     wanted = views.EndpointFilter(
         network=None if name is None else networks.resolve(call.cluster, name).id,
-        host=query.get("host"),
+        host=None if host is None else _known_host(call.cluster, host),
         netns_cookie=None if cookie is None else int(cookie),
         boot_id=query.get("boot_id"),
     )
     return _json(views.endpoints(call.cluster, wanted))
+
+
+def _known_host(cluster: ClusterLike, name_or_id: str) -> str:
+    """Return what names a host, or raise NotFound: an empty list would say that it has no endpoints."""
+    hosts = {*cluster.members, *(endpoint.host for endpoint in cluster.endpoints.values())}
+    if any(name_or_id in (cluster.host_name(host), text_id(host)) for host in hosts):
+        return name_or_id
+    raise NotFound(f"no host {name_or_id[:OBJECT_MAX_CHARS]!r}", "meshctl members lists them")
 
 
 U64_DIGITS = 20

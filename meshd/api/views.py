@@ -81,16 +81,23 @@ def status(cluster: ClusterLike) -> StatusShape:
 
 def all_networks(cluster: ClusterLike) -> list[NetworkShape]:
     """Show all networks, ``none`` and ``host`` first, then by name."""
-    fixed = [
-        NetworkShape(name, "", name, "host", 0, [], [], 0, internal=name == "none", endpoints=0, state="up")
-        for name in networks.UNMANAGED
-    ]
+    fixed = [NetworkShape(*_unmanaged(name)) for name in networks.UNMANAGED]
     shown, used = networks.shown(cluster), networks.counts(cluster.endpoints.values())
     found = [
         NetworkShape(*_network(cluster, item, shown[item.id], used[item.id]))
         for item in networks.live(cluster)
     ]
     return fixed + sorted(found, key=lambda shape: shape.name)
+
+
+def named_network(cluster: ClusterLike, name_or_id: str) -> NetworkDetail:
+    """Show all of one network. Raises NotFound, Conflict."""
+    if name_or_id in networks.UNMANAGED:
+        return NetworkDetail(
+            *_unmanaged(name_or_id), creator="", created=0.0, ip_range=[], exclude=[], options={}, labels={},
+            blocks=[],
+        )  # fmt: skip
+    return network(cluster, networks.resolve(cluster, name_or_id))
 
 
 def network(cluster: ClusterLike, item: Item) -> NetworkDetail:
@@ -113,9 +120,15 @@ def network(cluster: ClusterLike, item: Item) -> NetworkDetail:
     )
 
 
-def _network(
-    cluster: ClusterLike, item: Item, shown: str, endpoints: int
-) -> tuple[str, str, str, str, int, list[str], list[str], int, bool, int, str]:
+NetworkFields = tuple[str, str, str, str, int, list[str], list[str], int, bool, int, str]
+
+
+def _unmanaged(name: str) -> NetworkFields:
+    """Give NetworkShape's fields for a network that is only a name."""
+    return (name, "", name, "host", 0, [], [], 0, name == "none", 0, "up")
+
+
+def _network(cluster: ClusterLike, item: Item, shown: str, endpoints: int) -> NetworkFields:
     """Give NetworkShape's fields, in its order."""
     body = networks.facts(item)
     return (
