@@ -3,7 +3,6 @@
 They decide how an answer reads for people and, for ``diff``, the exit status; JSON goes out as the daemon said it.
 """
 
-import time
 from collections.abc import Iterator
 from functools import partial
 from typing import Any
@@ -14,7 +13,7 @@ from meshctl import __version__
 from meshctl.client import Client
 from meshctl.errors import EXIT_FAILED, Unreachable
 from meshctl.output import Invocation
-from meshctl.table import escaped, pairs, printable, table
+from meshctl.table import escaped, moment, pairs, printable, table
 
 SHORT_ID = 8  # hex digits of an id that tables show
 NOTES = ("self", "degraded", "restarting")
@@ -146,16 +145,7 @@ def _event_line(event: dict[str, Any]) -> Iterator[str]:
     rest = " ".join(
         f"{escaped(key)}={printable(value)}" for key, value in event.items() if key not in ("time", "kind")
     )
-    yield f"{_moment(event.get('time'))}  {printable(event.get('kind'))}  {rest}".rstrip()
-
-
-def _moment(unix_seconds: float | None) -> str:
-    """Return UTC to the millisecond, e.g. 2026-01-31T12:00:00.250Z."""
-    if unix_seconds is None:
-        return "-"
-    milliseconds = round(unix_seconds * 1000)
-    whole = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(milliseconds // 1000))
-    return f"{whole}.{milliseconds % 1000:03d}Z"
+    yield f"{moment(event.get('time'))}  {printable(event.get('kind'))}  {rest}".rstrip()
 
 
 @click.command()

@@ -8,7 +8,7 @@ from meshctl.client import Client
 from meshctl.group import Group
 from meshctl.output import Invocation
 from meshctl.params import CIDR, DRIVERS, IP, KEY_VALUE, WORD
-from meshctl.table import pairs, table
+from meshctl.table import moment, pairs, table
 
 HEAD = ("NAME", "DRIVER", "SCOPE", "VNI", "SUBNETS", "GATEWAYS", "MTU", "INTERNAL", "ENDPOINTS")
 
@@ -80,7 +80,8 @@ def _rows(networks: list[dict[str, Any]]) -> list[str]:
 
 def _inspect_lines(found: dict[str, Any]) -> list[str]:
     blocks = found.get("blocks") or []
-    lines = pairs((name.replace("_", " "), value) for name, value in found.items() if name != "blocks")
+    told = {**found, "created": moment(found.get("created") or None)}  # 0: it was always there
+    lines = pairs((name.replace("_", " "), value) for name, value in told.items() if name != "blocks")
     if blocks:
         lines += [
             "",

@@ -4,6 +4,7 @@ What peers and daemons send may hold control characters; a terminal must never o
 printable is shown as its escape.
 """
 
+import time
 from collections.abc import Iterable, Sequence
 
 GAP = "  "
@@ -27,6 +28,15 @@ def escaped(text: str) -> str:
     if text.isprintable():
         return text
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+def moment(unix_seconds: float | None) -> str:
+    """Return UTC to the millisecond, e.g. 2026-01-31T12:00:00.250Z."""
+    if unix_seconds is None:
+        return "-"
+    milliseconds = round(unix_seconds * 1000)
+    whole = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(milliseconds // 1000))
+    return f"{whole}.{milliseconds % 1000:03d}Z"
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[object]]) -> list[str]:

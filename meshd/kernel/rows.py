@@ -26,7 +26,6 @@ from meshd.plan.objects import FdbKey, FdbTarget, NeighKey
 
 RTM_NEWNEIGH, RTM_DELNEIGH, RTM_GETNEIGH = 28, 29, 30
 AF_BRIDGE = 7
-NUD_DYNAMIC = 0x01 | 0x02 | 0x04 | 0x08 | 0x10 | 0x20  # incomplete, reachable, stale, delay, probe, failed
 NUD_NOARP, NUD_PERMANENT = 0x40, 0x80
 NTF_SELF, NTF_MASTER, NTF_EXT_LEARNED = 0x02, 0x04, 0x10
 NDA_DST, NDA_LLADDR, NDA_MASTER, NDA_NH_ID = 1, 2, 9, 13

@@ -103,6 +103,17 @@ def test_every_command_that_a_document_names_exists(document: str) -> None:
     assert targets <= set(re.findall(r"(?m)^([a-z]+):", (ROOT / "Makefile").read_text()))
 
 
+def test_every_file_that_the_architecture_names_exists() -> None:
+    rows = re.findall(r"(?m)^\| [^|]+ \| ([^|]*\.py[^|]*) \|$", (ROOT / "ARCHITECTURE.md").read_text())
+    assert len(rows) > 40
+    for row in rows:
+        folder = ROOT
+        for name in re.findall(r"`([^`]+\.py)`", row):
+            path = ROOT / name if "/" in name else folder / name
+            assert path.is_file(), f"{name} in: {row}"
+            folder = path.parent
+
+
 @pytest.mark.parametrize("name", ["90-meshd.conf"])
 def test_every_sysctl_exists_in_this_kernel(name: str) -> None:
     for line in (ROOT / "systemd" / name).read_text().splitlines():
