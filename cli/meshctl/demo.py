@@ -19,6 +19,7 @@ from meshctl.labcluster import Lab
 from meshctl.labhost import Host, wait_for
 from meshctl.ping import Ping, ping
 
+FAMILIES = ("IPv4", "IPv6")
 PINGS = 3
 PING_EVERY_MS = 10
 REPAIR_S = 10.0
@@ -149,6 +150,7 @@ class Demo:
         self.story.saw(next(line for line in done.stdout.splitlines() if "bytes from" in line))
         names = {endpoint["name"] for endpoint in self.third.json("endpoint", "ls", "--network", "blue")}
         expect(names == set(self.containers), f"its endpoint is gone again, but there are {names}")
+        self.story.saw(f"it has ended, and its endpoint is gone: {', '.join(sorted(names))} are left")
 
     def bridge(self) -> None:
         """A network of one host, with the outside behind its gateway."""
@@ -204,7 +206,10 @@ class Demo:
             for ip in self.addresses["db"]
         ]
         try:
-            self.story.ran(self.second, "kill", "-9", str(self.second.pid))
+            self.story.saw(
+                f"{', '.join(names)} ping db every {PING_EVERY_MS} ms, over {' and '.join(FAMILIES)}, from here on"
+            )
+            self.story.shell(f"kill -9 {self.second.pid}   # meshd on {self.second.name}", self.second.name)
             self.second.kill()
             began = time.monotonic()
             wait_for(
@@ -218,10 +223,14 @@ class Demo:
             self.story.saw(
                 f"{self.first.name}: member-failed {self.second.name}, after {time.monotonic() - began:.1f} s"
             )
-            self.story.ran(self.second, "meshd")
+            self.story.ran(self.second, "meshd", "--config", "/etc/meshd/meshd.toml")
+            began = time.monotonic()
             self.second.start()
+            ready = time.monotonic() - began
             for host in self.lab.hosts:
                 host.wait_alive(3)
+            took = time.monotonic() - began
+            self.story.saw(f"ready after {ready:.1f} s; after {took:.1f} s all three see three alive again")
             self.settled()
         finally:
             results = [each.result() for each in pings]
@@ -229,9 +238,7 @@ class Demo:
             expect(
                 result.lost == 0, f"no ping lost across the crash, but {result.lost} of {result.sent} were"
             )
-        self.story.saw(
-            f"pings to db every {PING_EVERY_MS} ms meanwhile: {sum(r.sent for r in results)} sent, 0 lost"
-        )
+        self.story.saw(f"the pings to db: {sum(r.sent for r in results)} sent, 0 lost")
         kept = {e["name"]: e["ips"] for e in self.second.json("endpoint", "ls", "--network", "blue")}
         expect(
             kept["db"] == self.endpoints["db"]["ips"],
@@ -246,7 +253,9 @@ class Demo:
         for host in (self.first, self.second):
             host.wait_alive(2)
             host.wait_rows(mac, there=False)
-        self.story.saw("no row of host3's endpoint is left on host1 and host2")
+        self.story.saw(
+            f"no row of cache ({mac}) is left on {self.first.name} and {self.second.name}, which see two alive"
+        )
         self.ping_all(["web", "db"])
         self.settled(self.first, self.second)
 
@@ -281,8 +290,13 @@ def tell(story: Story) -> None:
         with story.step("host3 leaves, and its rows go with it"):
             demo.leave()
         with story.step("everything is taken down again"):
+            story.shell("meshctl lab down")
+            namespaces = len(lab.hosts) + len(demo.containers) + 1  # and the LAN's
             lab.down()
             expect(lab.id not in labnet.ip("netns", "list"), "no namespace is left")
+            expect(not directory.exists(), f"nothing is left in {directory}")
+            expect(not any(host.alive for host in lab.hosts), "no daemon is left")
+            story.saw(f"{namespaces} namespaces and {directory} are gone, and so is every daemon")
 
 
 def main() -> int:

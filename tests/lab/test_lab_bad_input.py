@@ -41,6 +41,27 @@ REFUSED: dict[str, tuple[str, int, str]] = {
     "an MTU above the underlay's": ("network create new --mtu 1500", FAILED, "mtu 1500 does not fit: .*"),
     "encryption, until it exists": ("network create new --opt encrypted", FAILED, "option encrypted is refused: .*"),
     "a driver that does not exist": ("network create new -d token-ring", USAGE, ".*token-ring.*"),
+    "a subnet too small": (
+        "network create new --subnet 10.66.1.0/31", FAILED, r"subnet 10\.66\.1\.0/31 has no room for a gateway and an endpoint",
+    ),
+    "a subnet too large": ("network create new --subnet 10.0.0.0/7", FAILED, "subnet 10.0.0.0/7 is too large: .*"),
+    "a subnet of mapped addresses": (
+        "network create new --subnet ::ffff:10.66.1.0/120", FAILED, "subnet .* cannot be used: ::/8 is .*IPv4-mapped.*",
+    ),
+    "a name of capitals": ("network create Blue", FAILED, "network name 'Blue' is not allowed"),
+    "removing what always exists": (
+        "network rm bridge", FAILED, "network bridge cannot be removed: it always exists"
+    ),
+    "a host that nobody knows": ("endpoint ls --host host9", FAILED, "no host 'host9'"),
+    "a name that DNS could not carry": (
+        "attach taken --netns {ns} --name -web", FAILED, "name: not 1 to 63 of A-Z, .*"
+    ),
+    "a mapped address": (
+        "attach taken --netns {ns} --ip ::ffff:10.66.0.9", USAGE, r"--ip: .*: write 10\.66\.0\.9"
+    ),
+    "a number that is none": ("attach taken --pid one", USAGE, "--pid: 'one' is not a whole number"),
+    "one word too many": ("members please", USAGE, "not expected here: please"),
+    "a socket that is a file": ("--socket /etc/passwd members", UNREACHABLE, ".* /etc/passwd: it is not a socket"),
     "removing what does not exist": ("network rm nowhere", FAILED, "no network 'nowhere'"),
     "an address outside the subnet": (
         "attach taken --netns {ns} --ip 10.99.0.1", FAILED,
