@@ -40,8 +40,8 @@ format: setup  ## let ruff write the format and the fixes it is sure of
 bench: setup  ## figures, measured on this machine
 	@shopt -s nullglob; for script in tests/bench/bench_*.py; do echo "== $$script"; $(BIN)/python "$$script"; done
 
-soak: setup  ## long simulations and many more generated examples
-	@MESHD_SOAK=1 $(BIN)/python -m pytest -q -p no:cacheprovider tests/sim tests/unit $(ARGS)
+soak: setup  ## long simulations, many more generated examples, daemons killed at random
+	@MESHD_SOAK=1 $(BIN)/python -m pytest -q -p no:cacheprovider tests/sim tests/unit tests/lab/test_lab_healing.py $(ARGS)
 
 install:  ## install on this host: PREFIX, the unit and its user, sysctl and module settings
 	@systemd/install
