@@ -15,7 +15,7 @@ from meshctl.labcluster import Lab
 from meshctl.labhost import Host, wait_for
 
 SOAK = os.environ.get("MESHD_SOAK") == "1"
-ROUNDS = 200 if SOAK else 6
+ROUNDS = 200 if SOAK else 4
 LOSSY = """
 table inet lossy {
   chain in { type filter hook input priority -300; %s; }
