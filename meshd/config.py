@@ -141,6 +141,7 @@ NETLINK_DUMP_TRIES = 4  # once, and up to 3 times again when a change interrupte
 NETLINK_REPLY_S = 10.0  # the kernel answers while we send; no answer for this long is a lost one
 NETLINK_RCVBUF_BYTES = 64 * 1024 * 1024  # event socket: held 100,000 events (reliability.md, 3.2)
 RECONCILE_S = 30.0  # full compare even when no event came
+REFUSED_AGAIN_S = 0.5  # what the kernel refused is tried again after this, doubling to RECONCILE_S
 EVENT_SETTLE_S = 0.02  # wait for a burst of kernel events to end before comparing: most of a repair's time
 DUMP_AGAIN_S = 1.0  # at most one full compare in this time when the event socket overran
 COMPARE_REST = 4.0  # after a full compare, rest this many times as long as it took: at most a fifth of a core

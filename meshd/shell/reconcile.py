@@ -20,6 +20,7 @@ from meshd.config import (
     DUMP_AGAIN_S,
     EVENT_SETTLE_S,
     RECONCILE_S,
+    REFUSED_AGAIN_S,
     VANISHED_GRACE_S,
 )
 from meshd.errors import KernelError
@@ -83,6 +84,7 @@ class Reconciler:
         self._progress = trio.Event()
         self._wake = trio.Event()
         self._compare_at = math.inf  # monotonic seconds: the comparison that events asked for
+        self._refused_wait = REFUSED_AGAIN_S
         self._quiet_by = math.inf  # a burst of events delays it no further than this
         self._started = self._compared = (
             self._ask_at
@@ -210,6 +212,7 @@ class Reconciler:
             self._publish(view)
 
         await self.in_kernel_thread(work)
+        self._try_refused_again()
         self._applied = marked
         self._progress.set()
         self._progress = trio.Event()
@@ -236,8 +239,18 @@ class Reconciler:
         except KernelError as error:
             repaired, self.trouble = [], error
         self._compared = trio.current_time()
+        self._try_refused_again()
         if repaired and not first:
             self._on_repair(repaired)
+
+    def _try_refused_again(self) -> None:
+        """Compare soon where the kernel has refused something: what it refused while a device was being made or
+        deleted it takes a moment later. What it goes on refusing waits longer each time."""
+        if not self._failed:
+            self._refused_wait = REFUSED_AGAIN_S
+        elif self._compare_at == math.inf:
+            self._ask_compare(trio.current_time() + self._refused_wait)
+            self._refused_wait = min(2 * self._refused_wait, RECONCILE_S)
 
     def _carry_out(self, ops: Sequence[Op]) -> None:
         """Have ops carried out and the shadow told of the outcome. Runs in the kernel thread."""

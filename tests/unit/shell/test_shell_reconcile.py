@@ -5,13 +5,21 @@ lab. Worker threads are run inline, so that the jumping clock cannot outrun them
 """
 
 import copy
+import math
 import threading
 
 import pytest
 import trio
 import trio.testing
 
-from meshd.config import DELETIONS_ASKED_S, DUMP_AGAIN_S, EVENT_SETTLE_S, RECONCILE_S, VANISHED_GRACE_S
+from meshd.config import (
+    DELETIONS_ASKED_S,
+    DUMP_AGAIN_S,
+    EVENT_SETTLE_S,
+    RECONCILE_S,
+    REFUSED_AGAIN_S,
+    VANISHED_GRACE_S,
+)
 from meshd.errors import KernelError
 from meshd.kernel.watch import KernelEvent, Overrun
 from meshd.plan import names, ops
@@ -249,14 +257,27 @@ async def test_what_the_kernel_refused_is_shown_and_tried_again(rig, autojump_cl
     assert rig.repairs == []
 
 
-async def test_a_kernel_that_refuses_everything_is_not_asked_faster(rig, autojump_clock):
+async def test_what_the_kernel_refused_once_is_there_a_moment_later(rig, autojump_clock):
+    """Not after RECONCILE_S: until then an endpoint would not be reached from here."""
+    id_ = rig.world.endpoint("cache", BLUE, C, "10.1.0.130")
+    op = ops.PutNeigh(NeighKey("mo11111111", ip4("10.1.0.130")), names.endpoint_mac(id_))
+    rig.kernel.refuse = {op: refused(105)}
+    rig.reconciler.changed(BLUE, id_)
+    await rig.reconciler.settled()
+    rig.kernel.refuse = {}
+    await trio.sleep(2 * REFUSED_AGAIN_S)
+    assert rig.right()
+
+
+async def test_a_kernel_that_refuses_everything_is_asked_less_and_less(rig, autojump_clock):
     def broken(todo):
         raise refused(5)
 
     rig.kernel.apply = broken
     del rig.kernel.state.neigh[ROW]
     await trio.sleep(10 * RECONCILE_S)
-    assert rig.kernel.dumps <= 11
+    tries = math.ceil(math.log2(RECONCILE_S / REFUSED_AGAIN_S))  # until the wait has grown to RECONCILE_S
+    assert rig.kernel.dumps <= 11 + tries
     assert rig.reconciler.counts()["missing"] == 1
     del rig.kernel.apply
     await trio.sleep(RECONCILE_S)
