@@ -73,8 +73,18 @@ DRAIN_PACKETS = 64  # datagrams read a wakeup before other tasks get their turn
 UDP_BUFFER_BYTES = 4 * 1024 * 1024  # asked for; the kernel's rmem_max may grant less
 SYNC_TIMEOUT_S = 30.0  # a stream without progress for this long is dropped
 
+# --- path MTU (node/pathmtu.py) -------------------------------------------------------------------------
+MTU_PROBE_PERIOD_S = 10.0  # each path is measured once in this time: one packet if nothing is wrong
+MTU_PROBE_GAP_S = 0.1  # at most 10 paths a second begin: 120 kbit/s at 1,500 bytes, 100 s for 1,000 hosts
+MTU_PROBE_TIMEOUT_S = 0.3  # a probe without an answer; as PROBE_TIMEOUT_S
+MTU_HOSTS_NAMED = 5  # in one line of an alarm, and lines of such alarms in `status`
+MTU_PROBE_TRIES = 3  # of one size before it counts as lost, and the size found is tried so often once more
+
 # --- wire (wire/) ---------------------------------------------------------------------------------------
 DATAGRAM_MAX_BYTES = 1232  # UDP payload: IPv6's minimum MTU 1280 - 40 - 8
+MTU_PROBE_MAX_BYTES = 65535  # one datagram with a MtuProbe alone may be as large as the underlay's MTU
+IP_UDP_BYTES_V4 = 28  # headers before a datagram: what an IP packet has beyond it
+IP_UDP_BYTES_V6 = 48
 HEADER_BYTES = 24
 TAG_BYTES = 16
 PLAINTEXT_MAX_BYTES = DATAGRAM_MAX_BYTES - HEADER_BYTES - TAG_BYTES

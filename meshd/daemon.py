@@ -145,6 +145,7 @@ async def _serve(
         nursery.start_soon(cluster.gossip.run)
         nursery.start_soon(cluster.streams.serve)
         await cluster.publish_facts(host_facts(cluster, underlay, name))
+        cluster.gossip.underlay(underlay.mtu)
         await _ensure_bridge(cluster)
         await attach.release_other_boots(cluster)
         api = await server.open_api(cluster, run_dir)
@@ -214,8 +215,10 @@ async def _keep_house(cluster: Cluster, name: str) -> None:
                     cluster.kernel.underlay, cluster.settings.gossip.bind
                 )
                 await cluster.publish_facts(host_facts(cluster, underlay, name))
+                cluster.gossip.underlay(underlay.mtu)
         except MeshdError as error:
             log.warning("housekeeping", error=error.what)
+        cluster.mtu.look(cluster)
 
 
 async def _ensure_bridge(cluster: Cluster) -> None:

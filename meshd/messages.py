@@ -172,12 +172,26 @@ class Done(msgspec.Struct, frozen=True, array_like=True, tag=18):
     """The sender has nothing more to say in this phase of a stream."""
 
 
+class MtuProbe(msgspec.Struct, frozen=True, array_like=True, tag=19):
+    """Alone in its datagram, which ``padding`` makes as large as the path is asked to carry; the one message whose
+    datagram may exceed DATAGRAM_MAX_BYTES. Sent with fragmentation forbidden; answered by MtuAck."""
+
+    nonce: U64
+    padding: Annotated[bytes, msgspec.Meta(max_length=65535)]
+
+
+class MtuAck(msgspec.Struct, frozen=True, array_like=True, tag=20):
+    """A MtuProbe arrived whole."""
+
+    nonce: U64
+
+
 Message = (
     Ping | Ack | PingReq | Nack | IndirectAck | Suspect | Restarting | News | Announce | Buckets | Stamps | Want
-    | BlockAsk | BlockAnswer | SyncOpen | StreamPing | StreamPong | Done
+    | BlockAsk | BlockAnswer | SyncOpen | StreamPing | StreamPong | Done | MtuProbe | MtuAck
 )  # fmt: skip
 
 MESSAGE_TYPES: tuple[type[Message], ...] = (
     Ping, Ack, PingReq, Nack, IndirectAck, Suspect, Restarting, News, Announce, Buckets, Stamps, Want,
-    BlockAsk, BlockAnswer, SyncOpen, StreamPing, StreamPong, Done,
+    BlockAsk, BlockAnswer, SyncOpen, StreamPing, StreamPong, Done, MtuProbe, MtuAck,
 )  # fmt: skip

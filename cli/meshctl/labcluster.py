@@ -31,8 +31,16 @@ class Lab:
         self.hosts = [Host(self, number) for number in range(1, hosts + 1)]
 
     @classmethod
-    def up(cls, hosts: int = 3, directory: Path = DEFAULT_DIR, *, underlay: int = 4) -> "Lab":
-        """Bring a lab up: wires, daemons, one cluster. ``underlay``: 4 or 6. What was made goes again on failure.
+    def up(
+        cls,
+        hosts: int = 3,
+        directory: Path = DEFAULT_DIR,
+        *,
+        underlay: int = 4,
+        mtu: int = labnet.UNDERLAY_MTU,
+    ) -> "Lab":
+        """Bring a lab up: wires, daemons, one cluster. ``underlay``: 4 or 6; ``mtu``: bytes that its LAN carries.
+        What was made goes again on failure.
 
         Raises Failed where one is up in ``directory`` already or a step does not work.
         """
@@ -52,7 +60,7 @@ class Lab:
             )
         lab = cls(directory, labnet.new_id(), hosts, underlay)
         try:
-            lab._build()
+            lab._build(mtu)
             lab._form()
         except BaseException:
             lab.down()
@@ -80,7 +88,7 @@ class Lab:
         fresh.write_text(json.dumps({"id": self.id, "underlay": self.underlay, "hosts": hosts}, indent=1))
         fresh.rename(self.dir / "lab.json")
 
-    def _build(self) -> None:
+    def _build(self, mtu: int) -> None:
         labdaemon.ROOT.mkdir(mode=0o755, exist_ok=True)
         self.dir.mkdir(mode=0o755, parents=True, exist_ok=True)
         self.save()  # before anything else exists, so that `lab down` finds whatever comes to exist
@@ -90,7 +98,7 @@ class Lab:
             host.dir.chmod(0o755)
             (host.dir / "run").chmod(0o755)
             labdaemon.give(host.dir)
-        labnet.make_lan(self.id, len(self.hosts))
+        labnet.make_lan(self.id, len(self.hosts), mtu)
 
     def _form(self) -> None:
         first, *others = self.hosts

@@ -77,8 +77,9 @@ def set_sysctls(namespace: str, values: dict[str, str]) -> None:
         raise Failed(f"sysctl in {namespace}: {done.stderr.strip()}")
 
 
-def make_lan(lab: str, hosts: int) -> None:
-    """Make the LAN and ``hosts`` namespaces on it, each with eth0, addresses, a default route and forwarding."""
+def make_lan(lab: str, hosts: int, mtu: int = UNDERLAY_MTU) -> None:
+    """Make the LAN and ``hosts`` namespaces on it, each with eth0, addresses, a default route and forwarding.
+    ``mtu``: bytes that the LAN carries."""
     lan = lan_namespace(lab)
     ip("netns", "add", lan)
     set_sysctls(lan, {"ipv6/conf/default/accept_dad": "0"})
@@ -95,7 +96,7 @@ def make_lan(lab: str, hosts: int) -> None:
         # what systemd/90-meshd.conf sets on a real host
         set_sysctls(host, {"ipv4/ip_forward": "1", "ipv6/conf/all/forwarding": "1"})
         batch(lan, [
-            f"link add p{number} mtu {UNDERLAY_MTU} type veth peer name eth0 mtu {UNDERLAY_MTU} netns {host}",
+            f"link add p{number} mtu {mtu} type veth peer name eth0 mtu {mtu} netns {host}",
             f"link set p{number} master {LAN_BRIDGE} up",
         ])  # fmt: skip
         batch(host, [

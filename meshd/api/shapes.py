@@ -6,7 +6,8 @@ import msgspec
 
 
 class MemberShape(msgspec.Struct, frozen=True):
-    """One host as this one sees it. ``rtt_ms`` and ``last_seen_s`` (ago) are null before the first contact."""
+    """One host as this one sees it. ``rtt_ms`` and ``last_seen_s`` (ago) are null before the first contact,
+    ``path_mtu`` (bytes of an IP packet that the path there carries) before it was measured."""
 
     id: str
     name: str
@@ -20,6 +21,7 @@ class MemberShape(msgspec.Struct, frozen=True):
     rtt_ms: float | None = msgspec.field()
     version: str = msgspec.field()
     last_seen_s: float | None = msgspec.field()
+    path_mtu: int | None = msgspec.field()
 
 
 class NetworkShape(msgspec.Struct, frozen=True):

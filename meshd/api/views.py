@@ -50,6 +50,7 @@ def member(cluster: ClusterLike, found: Member) -> MemberShape:
         rtt_ms=None if found.rtt_s is None else round(found.rtt_s * 1000, 3),
         version=found.facts.software,
         last_seen_s=seen,
+        path_mtu=path.mtu if (path := cluster.paths.get(found.id)) is not None else None,
     )
 
 

@@ -9,9 +9,11 @@ from meshd.node.events import (
     Changed,
     FetchWanted,
     NodeEvent,
+    PathChanged,
     StreamProbeWanted,
     SyncWanted,
 )
+from meshd.node.pathmtu import Path
 from meshd.node.sync import SyncSession
 
 __all__ = [
@@ -22,6 +24,8 @@ __all__ = [
     "FetchWanted",
     "Node",
     "NodeEvent",
+    "Path",
+    "PathChanged",
     "StreamProbeWanted",
     "SyncSession",
     "SyncWanted",

@@ -6,27 +6,34 @@ meet: who alive is is swim's business, which item stands is the store's, who may
 """
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from meshd.config import (
     ALONE_S,
     ANNOUNCE_ABOVE_BYTES,
     DATAGRAM_BUCKETS,
+    DATAGRAM_MAX_BYTES,
     DATAGRAM_REPAIR_BUCKETS,
     DIFFERING_CONTACTS,
     FETCH_AGAIN_S,
     FETCHES_REMEMBERED,
     FLOOD_SYNC_MAX_ITEMS,
+    HEADER_BYTES,
     HELLO_RETRY_S,
     INCARNATION_MAX,
+    IP_UDP_BYTES_V4,
+    IP_UDP_BYTES_V6,
     JOIN_RETRY_S,
     JOIN_SYNCS,
     JOIN_TARGETS,
+    MTU_MIN_V4,
+    MTU_MIN_V6,
     REPAIR_IDLE_S,
     SEED_CHECK_S,
     STAMPS_PER_DATAGRAM,
     SYNC_TIMEOUT_S,
     SYNCS_AT_ONCE,
+    TAG_BYTES,
 )
 from meshd.messages import (
     Ack,
@@ -36,6 +43,8 @@ from meshd.messages import (
     Buckets,
     IndirectAck,
     Message,
+    MtuAck,
+    MtuProbe,
     Nack,
     News,
     Ping,
@@ -51,6 +60,7 @@ from meshd.model import (
     LIVE_BODY,
     Address,
     Deed,
+    HostFacts,
     HostId,
     Item,
     Key,
@@ -67,10 +77,12 @@ from meshd.node.events import (
     Changed,
     FetchWanted,
     NodeEvent,
+    PathChanged,
     StreamProbeWanted,
     SyncWanted,
 )
 from meshd.node.outbox import Outbox
+from meshd.node.pathmtu import Path, PathMtu
 from meshd.node.sync import SyncSession
 from meshd.spread import repair
 from meshd.spread.rings import Rings
@@ -78,7 +90,7 @@ from meshd.state.store import Store
 from meshd.swim.core import Swim
 from meshd.swim.events import DigestSeen, StreamProbe
 from meshd.swim.members import obeyed
-from meshd.wire.codec import decode_messages, encode_item, encode_message
+from meshd.wire.codec import decode_messages, encode_item, encode_message, encode_probe, is_probe
 from meshd.wire.errors import WireError
 from meshd.wire.keys import Keyring
 from meshd.wire.opened import Data, Greeted, Greeting, Who
@@ -114,9 +126,11 @@ class Node:
         self._seeds = tuple(seeds)
         self._address = Address.unpack(facts.address, facts.port)
         self._datagrams: list[tuple[bytes, Address]] = []
+        self._probes: list[tuple[bytes, Address]] = []
         self._events: list[NodeEvent] = []
         self._outbox = Outbox(now)
         self._rings = Rings(me)
+        self._path_mtu = PathMtu(rng, self._floor)
         self._heard_from: dict[HostId, Address] = {}
         self._greeting: dict[Address, tuple[float, float]] = {}  # address -> (next attempt, wait after it)
         self._greeted_at: dict[Address, float] = {}
@@ -140,9 +154,11 @@ class Node:
             me, facts.session, keyring, entropy,
             incarnation=lambda: self.swim.incarnation, known_incarnation=self._known_incarnation,
         )  # fmt: skip
+        for item in store.all(Kind.HOST):
+            self._told(item, now)
         for item in sorted(store.all(Kind.MEMBER), key=lambda item: item.id):
             self.swim.load(item, now)
-            self._place(item)
+            self._place(item, now)
         self._settle(now)
 
     # --- inputs ---------------------------------------------------------------------------------------------
@@ -171,6 +187,9 @@ class Node:
                 except WireError as error:
                     self.counters[f"refused {error.reason}"] += 1
                     return
+                if len(datagram) > DATAGRAM_MAX_BYTES and not is_probe(messages):
+                    self.counters["refused long"] += 1
+                    return
                 self.swim.heard(opened.host, now)
                 for message in messages:
                     self.counters[type(message).__name__] += 1
@@ -181,6 +200,8 @@ class Node:
         """Do what is due. Call at or after ``deadline``."""
         if now >= self.swim.deadline():
             self.swim.tick(now)
+        if now >= self._path_mtu.deadline():
+            self._path_mtu.tick(now)
         self._join(now)
         for address, (at, wait) in list(self._greeting.items()):
             if now >= at:
@@ -200,6 +221,11 @@ class Node:
     def send(self, to: HostId, message: Message, now: float) -> None:
         """Send one message to one host (BlockAsk, BlockAnswer)."""
         self._outbox.urgent(to, encode_message(message))
+        self._settle(now)
+
+    def underlay(self, mtu: int, now: float) -> None:
+        """Say what this host's underlay carries (bytes): paths are measured up to that, from now on."""
+        self._path_mtu.underlay(mtu, now)
         self._settle(now)
 
     def greet(self, address: Address, now: float) -> None:
@@ -269,6 +295,17 @@ class Node:
         taken, self._datagrams = self._datagrams, []
         return taken
 
+    def take_probes(self) -> list[tuple[bytes, Address]]:
+        """Drain the datagrams that must not be fragmented on their way; one that does not even leave this host
+        counts as lost. None come before ``underlay`` was called."""
+        taken, self._probes = self._probes, []
+        return taken
+
+    @property
+    def paths(self) -> Mapping[HostId, Path]:
+        """What the path to each living peer carries, as far as it has been measured."""
+        return self._path_mtu.paths
+
     def take_events(self) -> list[NodeEvent]:
         """Drain what happened."""
         taken, self._events = self._events, []
@@ -276,7 +313,7 @@ class Node:
 
     def deadline(self) -> float:
         """When ``tick`` must be called next (monotonic seconds, may be infinity)."""
-        times = [self.swim.deadline(), self._outbox.deadline(), self._join_at]
+        times = [self.swim.deadline(), self._outbox.deadline(), self._join_at, self._path_mtu.deadline()]
         times += [at for at, _ in self._greeting.values()]
         return min(times)
 
@@ -374,6 +411,10 @@ class Node:
                 self._events.append(BlockAsked(sender, message))
             case BlockAnswer():
                 self._events.append(BlockAnswered(sender, message))
+            case MtuProbe():
+                self._outbox.urgent(sender, encode_message(MtuAck(message.nonce)))
+            case MtuAck():
+                self._path_mtu.answered(sender, message.nonce, now)
             case _ if isinstance(message, _SWIM_MESSAGES):
                 self.swim.receive(sender, message, now)
             case _:
@@ -434,8 +475,9 @@ class Node:
             self._events.append(Changed(change, source))
         if flood and item.kind < FIRST_LOCAL_KIND:
             self._news(self._rings.targets(self._rng, source), item, own=source is None)
+        self._told(item, now)
         if item.kind == Kind.MEMBER:
-            self._place(item)
+            self._place(item, now)
             self.swim.observe(item, now)
         elif source is not None and self._mine(item):
             self.distrust(
@@ -449,16 +491,23 @@ class Node:
             isinstance(item.body, Deed) and item.body.donor == self.me
         )
 
-    def _place(self, item: Item) -> None:
-        """Let a member item decide who gets news and whose session is current."""
+    def _place(self, item: Item, now: float) -> None:
+        """Let a member item decide who gets news, whose session is current and whose path is measured."""
         facts = item.body
         if not isinstance(facts, MemberFacts) or item.id == self.me:
             return
         if item.version.counter == Rank.ALIVE:
             self._rings.add(item.id)
             self.sealer.learn(item.id, facts.session)
+            self._path_mtu.add(item.id, now)
         else:
             self._rings.remove(item.id)  # a failed host catches up by digest when it is back
+            self._path_mtu.remove(item.id)
+
+    def _told(self, item: Item, now: float) -> None:
+        """Let a host's item say what its underlay carries."""
+        if isinstance(item.body, HostFacts) and item.id != self.me:
+            self._path_mtu.told(item.id, item.body.underlay_mtu, now)
 
     def _news(self, targets: Iterable[HostId], item: Item, *, own: bool) -> None:
         encoded = encode_item(item)
@@ -525,8 +574,23 @@ class Node:
                 self._outbox.urgent(host, encode_message(message))
             for event in events:
                 self._swim_event(event, now)
+        self._events += [PathChanged(peer) for peer in self._path_mtu.take_changed()]
+        for probe in self._path_mtu.take_probes():
+            self._pad(probe.peer, probe.nonce, probe.size)
         for host, plaintext in self._outbox.pack(now):
             self._seal(host, plaintext, now)
+
+    def _pad(self, peer: HostId, nonce: int, size: int) -> None:
+        """Make the datagram that an IP packet of ``size`` bytes holds. Without a session nothing is sent: pings
+        take care of that, and the probe is tried again."""
+        address = self.address_of(peer)
+        if address is not None and self.sealer.session_of(peer) is not None:
+            room = size - _headers(address) - HEADER_BYTES - TAG_BYTES
+            self._probes.append((self.sealer.seal(peer, encode_probe(nonce, room), probe=True), address))
+
+    def _floor(self, peer: HostId) -> int:
+        address = self.address_of(peer) or self._address
+        return MTU_MIN_V4 if len(address.packed) == 4 else MTU_MIN_V6
 
     def _swim_event(self, event: object, now: float) -> None:
         match event:
@@ -548,3 +612,8 @@ class Node:
             self.greet(address, now)
         else:
             self._datagrams.append((self.sealer.seal(host, plaintext), address))
+
+
+def _headers(address: Address) -> int:
+    """Count the bytes of an IP packet before a datagram to ``address``."""
+    return IP_UDP_BYTES_V4 if len(address.packed) == 4 else IP_UDP_BYTES_V6

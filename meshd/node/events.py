@@ -52,6 +52,13 @@ class BlockAnswered(msgspec.Struct, frozen=True):
     answer: BlockAnswer
 
 
+class PathChanged(msgspec.Struct, frozen=True):
+    """The path to ``peer`` carries another size than was known, or nothing is known of it any more: look at
+    Node.paths."""
+
+    peer: HostId
+
+
 class Alarm(msgspec.Struct, frozen=True):
     """Something an operator must see: ``kind`` is a stable word, ``text`` a sentence."""
 
@@ -60,5 +67,13 @@ class Alarm(msgspec.Struct, frozen=True):
 
 
 NodeEvent = (
-    Changed | SyncWanted | FetchWanted | StreamProbeWanted | BlockAsked | BlockAnswered | Alarm | SwimEvent
+    Changed
+    | SyncWanted
+    | FetchWanted
+    | StreamProbeWanted
+    | BlockAsked
+    | BlockAnswered
+    | PathChanged
+    | Alarm
+    | SwimEvent
 )

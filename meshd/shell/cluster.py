@@ -44,6 +44,8 @@ from meshd.node import (
     FetchWanted,
     Node,
     NodeEvent,
+    Path,
+    PathChanged,
     StreamProbeWanted,
     SyncWanted,
 )
@@ -52,6 +54,7 @@ from meshd.shell.desk import Desk
 from meshd.shell.events import EventBus
 from meshd.shell.gossip import Gossip
 from meshd.shell.journal import DiskWriter
+from meshd.shell.mtuwatch import MtuWatch
 from meshd.shell.reconcile import Reconciler
 from meshd.shell.streams import Streams
 from meshd.state.deeds import DeedBook
@@ -122,6 +125,7 @@ class Cluster:
         self._asks: dict[int, tuple[HostId, trio.MemorySendChannel[BlockAnswer]]] = {}
         self._nursery: trio.Nursery | None = None
         self.desk = Desk()
+        self.mtu = MtuWatch()
         self.ready = False
         self.left = trio.Event()
 
@@ -156,6 +160,11 @@ class Cluster:
         anew), or its state was lost and it has not yet learnt from its peers what it gave away (Node.in_sync)."""
         return next(iter(self._stopped.values()), "")
 
+    @property
+    def paths(self) -> Mapping[HostId, Path]:
+        """What the path to each living host carries, as far as it has been measured."""
+        return self.node.paths
+
     def background(self, job: Callable[..., Awaitable[object]], *args: object) -> None:
         """Run something that nobody waits for; what it raises is logged, not fatal."""
 
@@ -169,7 +178,7 @@ class Cluster:
 
     def health(self) -> list[str]:
         """Return what an operator should see to, a line each."""
-        found = list(self.alarms.values())
+        found = [*self.alarms.values(), *self.mtu.lines()]
         if self.gossip.send_errors:
             found.append(f"{self.gossip.send_errors} datagrams could not be sent since the start")
         degraded = sorted(m.facts.name for m in self.members.values() if m.degraded)
@@ -327,6 +336,8 @@ class Cluster:
                 if asked is not None and asked[0] == event.peer:
                     with contextlib.suppress(trio.WouldBlock):  # answered twice: the first counts
                         asked[1].send_nowait(event.answer)
+            case PathChanged():
+                self.mtu.look(self)
             case Alarm():
                 self.alarm(event.kind, event.text)
             case _:

@@ -4,6 +4,7 @@ Datagrams are drained from the plain socket, up to DRAIN_PACKETS a wakeup with o
 a packet costs three times as much (perf.md, 5).
 """
 
+import contextlib
 import ctypes
 import errno
 import math
@@ -22,6 +23,8 @@ from meshd.wire import filter as packet_filter
 
 log = structlog.get_logger()
 
+_IP_MTU_DISCOVER, _IPV6_MTU_DISCOVER = 10, 23  # linux/in.h, in6.h; not in Python's socket module
+_PMTUDISC_PROBE = 3  # DF set, and never mind what the kernel believes of the path
 _SO_ATTACH_FILTER = 26  # asm-generic/socket.h
 _INSTRUCTION_BYTES = 8  # struct sock_filter
 
@@ -76,10 +79,25 @@ class Gossip:
         self._timer = trio.CancelScope()
         self.send_errors = 0
         self._pumping = False
+        self._receive_bytes = DATAGRAM_MAX_BYTES
+        options: list[tuple[int, int, int]] = [(socket.IPPROTO_IP, _IP_MTU_DISCOVER, _PMTUDISC_PROBE)]
+        if sock.family == socket.AF_INET6:  # which fragments at the sender, unless told not to
+            options = [
+                (socket.IPPROTO_IPV6, _IPV6_MTU_DISCOVER, _PMTUDISC_PROBE),
+                (socket.IPPROTO_IPV6, socket.IPV6_DONTFRAG, 1),
+            ]
+        self._unfragmented = options
+        self._as_usual = [(level, name, sock.getsockopt(level, name)) for level, name, _ in options]
 
     def now(self) -> float:
         """Monotonic seconds: the only clock the core sees."""
         return trio.current_time()
+
+    def underlay(self, mtu: int) -> None:
+        """Say what this host's underlay carries, in bytes: padded probes of that size are sent and taken."""
+        self._receive_bytes = max(DATAGRAM_MAX_BYTES, mtu)
+        self.node.underlay(mtu, self.now())
+        self.pump()
 
     def pump(self) -> None:
         """Send what the node wants sent, act on what happened, and arm the one timer. Call after every change."""
@@ -89,8 +107,11 @@ class Gossip:
         try:
             while True:
                 datagrams, events = self.node.take_datagrams(), self.node.take_events()
-                if not (datagrams or events):
+                probes = self.node.take_probes()
+                if not (datagrams or events or probes):
                     break
+                if probes:
+                    self._send_unfragmented(probes)
                 for datagram, address in datagrams:
                     self._send(datagram, address)
                 for event in events:
@@ -110,6 +131,18 @@ class Gossip:
                     "datagram not sent", to=str(address), error=error.strerror, times=self.send_errors
                 )
 
+    def _send_unfragmented(self, probes: list[tuple[bytes, Address]]) -> None:
+        """Send with DF set, whatever the kernel believes of the path. What it refuses does not get through."""
+        for option in self._unfragmented:
+            self._sock.setsockopt(*option)
+        try:
+            for datagram, address in probes:
+                with contextlib.suppress(OSError):
+                    self._sock.sendto(datagram, tuple(address))
+        finally:
+            for option in self._as_usual:
+                self._sock.setsockopt(*option)
+
     async def run(self) -> None:
         """Receive and keep time, for ever."""
         async with trio.open_nursery() as nursery:
@@ -121,7 +154,7 @@ class Gossip:
             await trio.lowlevel.wait_readable(self._sock)
             for _ in range(DRAIN_PACKETS):
                 try:
-                    datagram, source = self._sock.recvfrom(DATAGRAM_MAX_BYTES + 1)
+                    datagram, source = self._sock.recvfrom(self._receive_bytes + 1)
                 except BlockingIOError:
                     break
                 except OSError:  # an ICMP error of an earlier send: nothing was received

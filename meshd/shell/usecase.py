@@ -20,6 +20,7 @@ from meshd.model import (
     Network,
     NetworkId,
 )
+from meshd.node.pathmtu import Path
 from meshd.plan.objects import Finding, Link
 from meshd.plan.ops import Op
 from meshd.plan.view import View
@@ -179,6 +180,11 @@ class ClusterLike(Protocol):
     @property
     def members(self) -> Mapping[HostId, Member]:
         """Every host known, this one included."""
+        ...
+
+    @property
+    def paths(self) -> Mapping[HostId, Path]:
+        """What the path to each living host carries, as far as it has been measured."""
         ...
 
     def view(self) -> View:

@@ -18,6 +18,7 @@ from meshd.messages import (
     Announce,
     BlockAnswer,
     Message,
+    MtuProbe,
     News,
     Stamp,
     Stamps,
@@ -34,6 +35,8 @@ __all__ = [
     "encode_item",
     "encode_message",
     "encode_news",
+    "encode_probe",
+    "is_probe",
     "join",
     "joined_size",
 ]
@@ -77,6 +80,25 @@ def encode_news(items: Sequence[bytes]) -> bytes:
 def join(parts: Sequence[bytes]) -> bytes:
     """Make a datagram's plaintext, or a stream's blob, of encoded messages: ARRAY_MAX at most."""
     return array(parts)
+
+
+def encode_probe(nonce: int, size: int) -> bytes:
+    """Make the plaintext of a datagram that holds a MtuProbe alone: ``size`` bytes, of which padding is what is
+    left. Raises ValueError where that is less than PROBE_PADDING_MIN_BYTES.
+    """
+    padding = size - len(join([encode_message(MtuProbe(nonce, bytes(PROBE_PADDING_MIN_BYTES)))]))
+    if padding < 0:
+        raise ValueError(f"no padded probe has {size} bytes")
+    return join([encode_message(MtuProbe(nonce, bytes(PROBE_PADDING_MIN_BYTES + padding)))])
+
+
+PROBE_PADDING_MIN_BYTES = 256
+"""From here to 65,535 bytes msgpack's header of the padding is 3 bytes long."""
+
+
+def is_probe(messages: Sequence[Message]) -> bool:
+    """Whether these are what a datagram above DATAGRAM_MAX_BYTES may hold."""
+    return len(messages) == 1 and isinstance(messages[0], MtuProbe)
 
 
 def joined_size(parts: int, size: int) -> int:

@@ -8,6 +8,7 @@ from meshd.model import HostId, text_id
 REASONS: dict[str, str] = {
     # framing: whoever sent it need not hold a key
     "short": "it is shorter than an empty sealed datagram",
+    "long": "it is longer than a datagram may be that is no padded probe",
     "version": "its first byte is not this wire version",
     "type": "its type is unknown",
     "not-for-me": "it is addressed to another host or to an earlier start of this one",

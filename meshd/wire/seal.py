@@ -14,7 +14,15 @@ from collections.abc import Callable
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
-from meshd.config import HEADER_BYTES, KEYS_CACHED, PLAINTEXT_MAX_BYTES, SESSION_PACKETS_MAX, TAG_BYTES
+from meshd.config import (
+    DATAGRAM_MAX_BYTES,
+    HEADER_BYTES,
+    KEYS_CACHED,
+    MTU_PROBE_MAX_BYTES,
+    PLAINTEXT_MAX_BYTES,
+    SESSION_PACKETS_MAX,
+    TAG_BYTES,
+)
 from meshd.model import Address, HostId, SessionId
 from meshd.wire.errors import SessionExhausted, UnknownSession, WireError
 from meshd.wire.greeter import Greeter
@@ -35,6 +43,7 @@ from meshd.wire.sessions import Peer, Sessions
 
 _DATA = int(Type.DATA)
 _SMALLEST = HEADER_BYTES + TAG_BYTES
+_PROBE_MAX_BYTES = MTU_PROBE_MAX_BYTES - _SMALLEST
 
 
 class Sealer:
@@ -104,15 +113,15 @@ class Sealer:
         return None if peer is None else peer.session
 
     # --- sending ----------------------------------------------------------------------------------------
-    def seal(self, to: HostId, plaintext: bytes) -> bytes:
-        """Seal at most PLAINTEXT_MAX_BYTES to ``to``. Raises UnknownSession; ValueError when it is too long."""
+    def seal(self, to: HostId, plaintext: bytes, *, probe: bool = False) -> bytes:
+        """Seal at most PLAINTEXT_MAX_BYTES to ``to``, or a padded ``probe`` of whatever size IP carries. Raises
+        UnknownSession; ValueError when it is too long."""
         peer = self._sessions.current(to)
         if peer is None:
             raise UnknownSession(to)
-        if len(plaintext) > PLAINTEXT_MAX_BYTES:
-            raise ValueError(
-                f"{len(plaintext)} bytes do not fit a datagram; at most {PLAINTEXT_MAX_BYTES} do"
-            )
+        most = _PROBE_MAX_BYTES if probe else PLAINTEXT_MAX_BYTES
+        if len(plaintext) > most:
+            raise ValueError(f"{len(plaintext)} bytes do not fit a datagram; at most {most} do")
         counter = self._counter
         if counter >= SESSION_PACKETS_MAX:
             raise SessionExhausted
@@ -136,6 +145,8 @@ class Sealer:
             raise WireError("short")
         if datagram[0] != VERSION:
             raise WireError("version")
+        if len(datagram) > (MTU_PROBE_MAX_BYTES if datagram[1] == _DATA else DATAGRAM_MAX_BYTES):
+            raise WireError("long")  # of DATA, whoever decodes it bounds all but probes
         if datagram[1] != _DATA:
             return self._greeter.open(self._keyring, datagram, source, now, self._counter)
         if datagram[4:8] != self._tag:

@@ -165,6 +165,7 @@ async def test_members_have_the_contracts_fields():
         "id": other.me.hex(), "name": "host2", "address": "192.0.2.2", "port": 7947, "state": "alive",
         "incarnation": 1, "self": False, "degraded": False, "restarting": False, "rtt_ms": 0.25, "version": "0.1.0",
         "last_seen_s": 1.5,
+        "path_mtu": None,
     }  # fmt: skip
     assert found[0]["self"] is True
     assert found[0]["last_seen_s"] == 0

@@ -5,11 +5,12 @@ from random import Random
 import pytest
 
 from meshd.config import ALONE_S, FETCH_AGAIN_S, SYNCS_AT_ONCE
-from meshd.messages import DIGEST_BYTES, Announce, Stamp
+from meshd.messages import DIGEST_BYTES, Announce, Nack, Stamp
 from meshd.model import NO_PARENT, Address, Attachment, Deed, HostFacts, Item, Kind, MemberFacts, Version
-from meshd.node import Alarm, Changed, FetchWanted, Node, StreamProbeWanted, SyncWanted
+from meshd.node import Alarm, Changed, FetchWanted, Node, PathChanged, StreamProbeWanted, SyncWanted
 from meshd.state.deeds import deed_item
 from meshd.state.store import Store
+from meshd.wire.codec import encode_message, join
 from meshd.wire.keys import Keyring, RingKey
 
 RING = Keyring(keys=(RingKey(id=0x1234, secret=b"k" * 32),))
@@ -26,6 +27,7 @@ class Net:
         self.events = {}
         self.lost = lambda source, destination: False
         self.streams = True
+        self.carries = {}  # (source, destination) -> largest IP packet
         for name in names:
             self.boot(name)
 
@@ -55,6 +57,11 @@ class Net:
                     moved = True
                     target = next((n for n in self.nodes if self.address(n) == to), None)
                     if target is not None and not self.lost(name, target):
+                        self.nodes[target].receive(datagram, self.address(name), self.now)
+                for datagram, to in node.take_probes():
+                    moved = True
+                    target = next((n for n in self.nodes if self.address(n) == to), None)
+                    if target is not None and len(datagram) + 28 <= self.carries.get((name, target), 9000):
                         self.nodes[target].receive(datagram, self.address(name), self.now)
                 for event in node.take_events():
                     self.events[name].append(event)
@@ -339,3 +346,35 @@ def test_one_host_opens_a_few_syncs_at_once_however_many_differ():
     for name in "bcdefghijklmnop":
         node.stream_pong(name.encode() * 16, 1, net.now)
     assert sum(isinstance(event, SyncWanted) for event in node.take_events()) == SYNCS_AT_ONCE
+
+
+def test_each_direction_of_a_path_is_measured_up_to_what_both_underlays_carry(net):
+    net.carries = {("a", "b"): 1400, ("b", "a"): 1450}
+    for name, mtu in (("a", 1500), ("b", 9000), ("c", 1500), ("d", 1500)):
+        net.nodes[name].underlay(mtu, net.now)
+        facts = HostFacts(name, net.address(name).packed, 4789, mtu)
+        net.nodes[name].put(
+            [Item(Kind.HOST, name.encode() * 16, Version(0, 1, name.encode() * 16), facts)], net.now
+        )
+    net.run(15.0)
+    measured = {
+        (name, peer): node.paths[peer.encode() * 16].mtu
+        for name, node in net.nodes.items()
+        for peer in "abcd"
+        if peer != name
+    }
+    expected = dict.fromkeys(measured, 1500) | net.carries
+    assert measured == expected
+    net.kill("b")
+    net.run(8.0)
+    assert b"b" * 16 not in net.nodes["a"].paths
+    assert net.events["a"].count(PathChanged(b"b" * 16)) >= 2, "found, and gone"
+
+
+def test_a_long_datagram_with_anything_but_a_probe_is_refused(net):
+    a, b = net.nodes["a"], net.nodes["b"]
+    plaintext = join([encode_message(Nack(n)) for n in range(1000)])
+    datagram = a.sealer.seal(b.me, plaintext, probe=True)
+    assert len(datagram) > 1232
+    b.receive(datagram, net.address("a"), net.now)
+    assert b.counters["refused long"] == 1

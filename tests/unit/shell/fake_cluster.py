@@ -149,6 +149,7 @@ class FakeCluster:
         self.ready = True
         self.allocation_stopped = ""
         self.members = {}
+        self.paths = {}
         self.journal = []
         self.disk_full = False
         self.asked = []

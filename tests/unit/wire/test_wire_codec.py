@@ -17,6 +17,7 @@ from meshd.messages import (
     Announce,
     BlockAnswer,
     Done,
+    MtuProbe,
     Nack,
     News,
     Ping,
@@ -43,6 +44,8 @@ from meshd.wire.codec import (
     encode_item,
     encode_message,
     encode_news,
+    encode_probe,
+    is_probe,
     join,
     joined_size,
 )
@@ -94,6 +97,17 @@ def test_every_message_type_comes_back_as_it_was_sent(shape):
         assert decode_messages(join([encode_message(message)])) == [message]
 
     check()
+
+
+@given(st.integers(0, 2**63 - 1), st.integers(300, 65535 - 40))
+def test_a_probe_has_exactly_the_size_asked_for(nonce, size):
+    data = encode_probe(nonce, size)
+    assert len(data) == size
+    (message,) = decode_messages(data)
+    assert (type(message), message.nonce) == (MtuProbe, nonce)
+    assert is_probe([message])
+    assert not is_probe([message, message])
+    assert not is_probe([Nack(1)])
 
 
 @given(st.lists(MESSAGES, max_size=20))

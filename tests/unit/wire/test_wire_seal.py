@@ -9,6 +9,7 @@ from wire_material import KEY, OLD_KEY, RING, Host, acquainted
 from meshd.config import (
     DATAGRAM_MAX_BYTES,
     KEYS_CACHED,
+    MTU_PROBE_MAX_BYTES,
     PLAINTEXT_MAX_BYTES,
     REPLAY_WINDOW,
     RETIRED_SESSIONS,
@@ -51,7 +52,7 @@ def test_what_is_sealed_is_opened(plaintexts):
     for plaintext in plaintexts:
         datagram = a.sealer.seal(b.id, plaintext)
         assert len(datagram) == len(plaintext) + 40
-        assert plaintext not in datagram or len(plaintext) < 4
+        assert plaintext not in datagram[24:] or len(plaintext) < 4  # the counter before is zeros
         assert b.open(datagram) == Data(a.id, plaintext)
 
 
@@ -345,3 +346,24 @@ def test_no_session_has_the_tag_that_means_nobody(monkeypatch):
 
     monkeypatch.setattr(header.hashlib, "sha256", lambda data: Zeros())
     assert header.source_tags(b"s" * 16)[:4] != header.NOBODY
+
+
+# --- padded probes ------------------------------------------------------------------------------------------
+def test_a_probe_may_be_as_large_as_any_packet_and_nothing_else_may(pair):
+    a, b = pair
+    most = MTU_PROBE_MAX_BYTES - 40
+    probe = a.sealer.seal(b.id, bytes(most), probe=True)
+    assert len(probe) == MTU_PROBE_MAX_BYTES
+    assert b.open(probe) == Data(a.id, bytes(most))
+    with pytest.raises(ValueError, match="65496 bytes do not fit a datagram"):
+        a.sealer.seal(b.id, bytes(most + 1), probe=True)
+    with pytest.raises(ValueError, match="do not fit a datagram"):
+        a.sealer.seal(b.id, bytes(PLAINTEXT_MAX_BYTES + 1))
+
+
+def test_what_is_longer_than_its_type_may_be_is_refused_before_any_key_is_tried(pair):
+    a, b = pair
+    hello = a.sealer.hello(0.0)
+    assert reason(b, hello + bytes(DATAGRAM_MAX_BYTES + 1 - len(hello))) == "long"
+    probe = a.sealer.seal(b.id, bytes(MTU_PROBE_MAX_BYTES - 40), probe=True)
+    assert reason(b, probe + b"x") == "long"
