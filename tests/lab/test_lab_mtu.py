@@ -143,6 +143,7 @@ def narrow_way_out(lab: Lab, host: Host) -> Iterator[None]:
     """The LAN carries little from and to ``host``, and ``host`` knows it of its default route."""
     default = ("-n", host.ns, "route", "change", "default", "via", labnet.address(labnet.GATEWAY_NUMBER))
     labnet.ip("-n", lab.lan, "link", "set", f"p{host.number}", "mtu", str(NARROW))
+    labnet.ip("-n", lab.lan, "link", "set", labnet.LAN_BRIDGE, "mtu", str(JUMBO))  # it had followed its port
     labnet.ip(*default, "mtu", str(NARROW))
     labnet.ip(
         "-n",
