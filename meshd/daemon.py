@@ -152,6 +152,7 @@ async def _serve(
         nursery.start_soon(api.serve)
         await cluster.reconciler.start()
         nursery.start_soon(cluster.reconciler.run)
+        cluster.forwarding = await cluster.reconciler.in_kernel_thread(cluster.kernel.forwarding)
         nursery.start_soon(_keep_house, cluster, name)
         cluster.ready = True
         log.info(
@@ -216,6 +217,7 @@ async def _keep_house(cluster: Cluster, name: str) -> None:
                 )
                 await cluster.publish_facts(host_facts(cluster, underlay, name))
                 cluster.gossip.underlay(underlay.mtu)
+                cluster.forwarding = await cluster.reconciler.in_kernel_thread(cluster.kernel.forwarding)
         except MeshdError as error:
             log.warning("housekeeping", error=error.what)
         cluster.mtu.look(cluster)

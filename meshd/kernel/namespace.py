@@ -8,13 +8,14 @@ from collections.abc import Iterable, Sequence
 from typing import Self
 
 from meshd.errors import KernelError
-from meshd.kernel import actual, netlink, nexthops, underlay
+from meshd.kernel import actual, forwarding, netlink, nexthops, underlay
 from meshd.kernel.apply import Applier, Failures
 from meshd.kernel.echoes import Echoes
 from meshd.kernel.links import Links
 from meshd.kernel.nft import Firewall
 from meshd.kernel.underlay import Underlay
 from meshd.kernel.watch import Watch
+from meshd.plan.forwarding import Forwarding
 from meshd.plan.objects import Dump, Link
 from meshd.plan.ops import Op
 
@@ -76,6 +77,10 @@ class Namespace:
     def underlay(self, bind: str | None) -> Underlay:
         """Find what carries the overlay. Raises ConfigError naming ``bind``, KernelError."""
         return underlay.read_underlay(self._netlink, bind)
+
+    def forwarding(self) -> Forwarding:
+        """Read what is forwarded, and which devices learn routes by advertisement. Raises KernelError."""
+        return forwarding.read_forwarding(self._netlink)
 
     def supports_fdb_nexthops(self) -> bool:
         """Tell whether FDB rows can name nexthop groups (>= 5.8); asked of the kernel once."""

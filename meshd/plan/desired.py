@@ -84,6 +84,19 @@ def bridge_name(network_id: NetworkId, network: Network) -> str:
     return names.overlay_bridge(network_id) if network.driver == "overlay" else names.bridge(network_id)
 
 
+def outward(view: View, version: int) -> list[str]:
+    """Name the networks here whose endpoints are to reach the outside over IP ``version`` 4 or 6."""
+    here = {endpoint.network for endpoint in view.endpoints.values() if endpoint.host == view.me}
+    return [
+        network.name
+        for id_, network in view.networks.items()
+        if id_ in here
+        and network.driver in BRIDGED_DRIVERS
+        and not network.internal
+        and any(ipaddress.ip_network(subnet.cidr).version == version for subnet in network.subnets)
+    ]
+
+
 def network_mtu(view: View, network: Network) -> int:
     """Return bytes for every device of the network: its own, or what the underlay leaves room for."""
     me = view.hosts.get(view.me)

@@ -49,6 +49,8 @@ from meshd.node import (
     StreamProbeWanted,
     SyncWanted,
 )
+from meshd.plan import desired
+from meshd.plan.forwarding import Forwarding, advice
 from meshd.plan.view import View
 from meshd.shell.desk import Desk
 from meshd.shell.events import EventBus
@@ -126,6 +128,7 @@ class Cluster:
         self._nursery: trio.Nursery | None = None
         self.desk = Desk()
         self.mtu = MtuWatch()
+        self.forwarding: Forwarding | None = None
         self.ready = False
         self.left = trio.Event()
 
@@ -179,6 +182,8 @@ class Cluster:
     def health(self) -> list[str]:
         """Return what an operator should see to, a line each."""
         found = [*self.alarms.values(), *self.mtu.lines()]
+        if self.forwarding is not None:
+            found += advice(self.forwarding, *(desired.outward(self.view(), family) for family in (4, 6)))
         if self.gossip.send_errors:
             found.append(f"{self.gossip.send_errors} datagrams could not be sent since the start")
         degraded = sorted(m.facts.name for m in self.members.values() if m.degraded)

@@ -189,3 +189,19 @@ def test_tcp_passes_a_narrow_way_out_even_where_nobody_hears_that_it_is_narrow(j
             finally:
                 server.kill()
     host.json("detach", "bridge", "--netns", f"/run/netns/{ns}")
+
+
+def test_a_host_that_does_not_forward_says_so_and_how_to_mend_it(jumbo: Lab, pair: list[Attached]) -> None:
+    host = jumbo.hosts[1]
+    labnet.set_sysctls(host.ns, {"ipv4/ip_forward": "0"})
+    try:
+        host.stop()
+        host.start()
+        (line,) = host.status()["health"]
+        assert line.startswith("IPv4 is not forwarded on this host: endpoints of network blue ")
+        assert line.endswith("run: sysctl -w net/ipv4/ip_forward=1")
+    finally:
+        labnet.set_sysctls(host.ns, {"ipv4/ip_forward": "1"})
+    host.stop()
+    host.start()
+    assert host.status()["health"] == []
