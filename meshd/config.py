@@ -122,6 +122,9 @@ BLOCK_ASKS_MAX = (
     4  # asks for one attach that were granted and used up by others, before their owner is passed over
 )
 DEED_DEPTH_MAX = 2  # genesis 0, dealt or handed on 1, handed on again 2
+DEED_DEPTH_MAX_ONE = (
+    64  # of one address, which moves with its endpoint: each move is a deed that stays for good
+)
 TOMBSTONES_MIN = 64  # own endpoint tombstones before the floor is raised; above, when they outnumber live
 VNI_MIN = 4096
 VNI_MAX = 2**24 - 1

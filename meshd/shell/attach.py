@@ -22,6 +22,7 @@ from meshd.model import (
     Item,
     Kind,
     Network,
+    Released,
     Version,
     text_id,
     text_mac,
@@ -29,7 +30,15 @@ from meshd.model import (
 from meshd.plan import desired, names, ops
 from meshd.plan.objects import Link
 from meshd.shell import networks, space
-from meshd.shell.detach import delete_link, detach, find, release, release_other_boots, release_vanished
+from meshd.shell.detach import (
+    delete_link,
+    detach,
+    find,
+    item_of,
+    release,
+    release_other_boots,
+    release_vanished,
+)
 from meshd.shell.space import answer_block_ask
 from meshd.shell.usecase import ClusterLike
 from meshd.state.layout import IndexSpace
@@ -189,7 +198,7 @@ async def _make(cluster: ClusterLike, network: Item, facts: Network, request: At
     """Make a new endpoint; undo everything that was done if any of it fails."""
     space_ = IndexSpace.of(network)
     want = space_.index_of_all(request.ips)
-    endpoint_id = _fresh_id(cluster)
+    endpoint_id = _former_id(cluster, network, want) or _fresh_id(cluster)
     mac = _mac(cluster, network, endpoint_id, request.mac)
     index = await space.reserve(cluster, network, space_, endpoint_id, want)
     try:
@@ -231,6 +240,19 @@ async def _plug_in(
 ) -> None:
     """Make the veth pair and commit; the pair goes again if the commit fails. Its master and rows are the
     reconciler's, which may have to make the bridge first."""
+    async with cluster.desk.plugging(endpoint_id):
+        if item_of(cluster, endpoint_id) is not None:
+            await delete_link(cluster, attachment.host_if)  # of its last time here, if it is still there
+        await _plug_in_alone(cluster, network, endpoint_id, endpoint, attachment)
+
+
+async def _plug_in_alone(
+    cluster: ClusterLike,
+    network: Item,
+    endpoint_id: EndpointId,
+    endpoint: Endpoint,
+    attachment: Attachment,
+) -> None:
     mtu = mtu_of(cluster, network)
     host_end = Link(attachment.host_if, "veth", names.alias(cluster.mark, network.id), mtu)
     with cluster.reconciler.making(attachment.host_if):
@@ -293,12 +315,33 @@ def _born(
     now = cluster.store.get(network.kind, network.id)
     if now is None or now.dead or (isinstance(now.body, Network) and now.body.removing):
         raise Conflict(f"network {networks.facts(network).name} was removed meanwhile")
-    version = Version(endpoint.created_ms, 0, cluster.me)
+    former = item_of(cluster, endpoint_id)
+    if former is not None and not former.dead:
+        where = cluster.host_name(cluster.endpoints[endpoint_id].host)
+        raise Conflict(f"{endpoint.name}'s address was attached on {where} meanwhile")
+    since = (
+        endpoint.created_ms if former is None else max(endpoint.created_ms, former.version.incarnation + 1)
+    )
+    version = Version(since, 0, cluster.me)
     plugged = Item(Kind.ATTACHMENT, endpoint_id, version, attachment)
     if networks.is_local(network):
         return [Item(Kind.LOCAL_ENDPOINT, endpoint_id, version, endpoint), plugged]
     told = Item(Kind.ENDPOINT, endpoint_id, version, endpoint, origin=cluster.me, seq=cluster.next_seq())
     return [told, plugged]
+
+
+def _former_id(cluster: ClusterLike, network: Item, want: int | None) -> EndpointId | None:
+    """Return the id of who had the address last that is asked for by name, so that it lives on where it moved to:
+    with the id goes the MAC, which everybody who spoke with it still knows for up to a minute. None: nobody did."""
+    if want is None:
+        return None
+    kind = Kind.LOCAL_ENDPOINT if networks.is_local(network) else Kind.ENDPOINT
+    ended = Released(network.id, want)
+    found = [item for item in cluster.store.all(kind) if item.dead and item.body == ended]
+    last = max(found, key=lambda item: item.version, default=None)
+    if last is None or any(a.host_if == names.veth(last.id) for a in cluster.attachments.values()):
+        return None
+    return last.id
 
 
 def _fresh_id(cluster: ClusterLike) -> EndpointId:

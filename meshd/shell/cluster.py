@@ -19,6 +19,7 @@ from meshd.errors import MeshdError, Unavailable
 from meshd.kernel.namespace import Namespace
 from meshd.messages import BlockAnswer, BlockAsk
 from meshd.model import (
+    ID_BYTES,
     Address,
     Attachment,
     Deed,
@@ -458,10 +459,12 @@ class Cluster:
                     name = was.name if isinstance(was, Network) else now.body.name  # type: ignore[union-attr]
                     self.events.publish("network-removed", network=name, id=text_id(item_id))
             case Kind.ENDPOINT | Kind.LOCAL_ENDPOINT:
-                if isinstance(body, Endpoint) and was is None:
+                former = was.host if isinstance(was, Endpoint) else before.origin if before else None
+                if isinstance(body, Endpoint) and former not in (None, bytes(ID_BYTES), body.host):
+                    fields = self._endpoint_fields(item_id, body)
+                    self.events.publish("endpoint-moved", **fields, from_host=self.host_name(former))
+                elif isinstance(body, Endpoint) and was is None:
                     self.events.publish("endpoint-added", **self._endpoint_fields(item_id, body))
-                elif isinstance(body, Endpoint) and isinstance(was, Endpoint) and was.host != body.host:
-                    self.events.publish("endpoint-moved", **self._endpoint_fields(item_id, body))
                 elif body is None and isinstance(was, Endpoint):
                     self.events.publish("endpoint-removed", **self._endpoint_fields(item_id, was))
 

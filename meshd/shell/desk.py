@@ -10,7 +10,7 @@ from typing import TypeVar
 import trio
 
 from meshd.errors import Conflict
-from meshd.model import NetworkId
+from meshd.model import EndpointId, NetworkId
 
 K = TypeVar("K")
 
@@ -23,6 +23,7 @@ class Desk:
 
     def __init__(self) -> None:
         self._locks: dict[Place, trio.Lock] = {}
+        self._plugging: dict[EndpointId, trio.Lock] = {}
         self._attaching: Counter[NetworkId] = Counter()
         self._fetching: set[NetworkId] = set()
         self._asking: dict[NetworkId, trio.Lock] = {}
@@ -34,6 +35,13 @@ class Desk:
     async def place(self, place: Place) -> AsyncIterator[None]:
         """Have a place alone: two callers about one interface go one after the other, others do not wait."""
         async with _alone(self._locks, place):
+            yield
+
+    @asynccontextmanager
+    async def plugging(self, endpoint: EndpointId) -> AsyncIterator[None]:
+        """Have an endpoint's link alone: an id that is attached anew waits until its former link is gone. Taken
+        after ``place``."""
+        async with _alone(self._plugging, endpoint):
             yield
 
     @asynccontextmanager

@@ -35,7 +35,12 @@ async def detach(cluster: ClusterLike, endpoint_id: EndpointId) -> bool:
         return False
     if attachment is None:
         return await release(cluster, [endpoint_id])
-    async with cluster.desk.place((attachment.netns_cookie, attachment.ifname)):
+    async with (
+        cluster.desk.place((attachment.netns_cookie, attachment.ifname)),
+        cluster.desk.plugging(endpoint_id),
+    ):
+        if cluster.attachments.get(endpoint_id) != attachment:
+            return False  # detached, and perhaps attached elsewhere under the same id, while this waited
         gone = await release(cluster, [endpoint_id])
         await delete_link(cluster, attachment.host_if)
         await cluster.reconciler.settled()

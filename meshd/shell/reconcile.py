@@ -119,6 +119,9 @@ class Reconciler:
             self._dirty.add(network_id)
         else:
             self._dirty_endpoints.setdefault(network_id, set()).add(endpoint_id)
+            self._vanished.pop(
+                endpoint_id, None
+            )  # it may have been attached anew: what vanished was another link
         self._wake.set()
 
     async def settled(self) -> None:

@@ -137,6 +137,7 @@ async def _hand_on(cluster: ClusterLike, asker: HostId, ask: BlockAsk) -> list[I
         raise Unavailable(f"{cluster.host_name(cluster.me)} gives nothing: {cluster.allocation_stopped}")
     if asker == cluster.me or asker not in cluster.members:
         raise Unavailable("only another member can be given addresses")
+    use = cluster.usage.of(ask.network)
     deeds = hand_on(
         cluster.deeds,
         IndexSpace.of(item),
@@ -144,7 +145,7 @@ async def _hand_on(cluster: ClusterLike, asker: HostId, ask: BlockAsk) -> list[I
         asker,
         size=ask.size,
         exact=ask.start if ask.exact else None,
-        busy=cluster.usage.of(ask.network).busy(cluster.now()),
+        busy=set(use.used) if ask.exact else use.busy(cluster.now()),  # who names an address wants that one
         live=len(cluster.alive()),
     )
     for deed in deeds:

@@ -13,7 +13,7 @@ from collections.abc import Callable, Collection, Sequence
 
 import msgspec
 
-from meshd.config import COOLDOWN_S, DEED_DEPTH_MAX, LOW_WATER
+from meshd.config import COOLDOWN_S, DEED_DEPTH_MAX, DEED_DEPTH_MAX_ONE, LOW_WATER
 from meshd.errors import BadRequest, Conflict, Unavailable
 from meshd.model import HostId, NetworkId
 from meshd.state.deeds import Block, DeedBook
@@ -126,7 +126,7 @@ def _explicit(
     owner, leaf = found
     if owner == me:
         return want
-    if leaf.depth >= DEED_DEPTH_MAX:
+    if leaf.depth >= DEED_DEPTH_MAX_ONE:
         raise Unavailable(
             f"{ip} is in a block of {name_of(owner)} that cannot be handed on again",
             f"attach on {name_of(owner)}, or choose another address",

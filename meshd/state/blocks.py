@@ -11,7 +11,7 @@ from collections.abc import Collection, Sequence
 
 import msgspec
 
-from meshd.config import BLOCK_MAX_FIRST, BLOCK_SHARE, DEAL_SHARE, DEED_DEPTH_MAX
+from meshd.config import BLOCK_MAX_FIRST, BLOCK_SHARE, DEAL_SHARE, DEED_DEPTH_MAX, DEED_DEPTH_MAX_ONE
 from meshd.errors import Unavailable
 from meshd.model import NO_PARENT, Deed, HostId, Item, NetworkId
 from meshd.state.deeds import Block, DeedBook, deed_item
@@ -136,16 +136,17 @@ def _exactly(
 ) -> Item:
     """Hand on exactly ``[start, end)``."""
     what = space.text(start) if end - start == 1 else f"{space.text(start)} to {space.text(end - 1)}"
-    for _, deed in book.held_by(space.network, to):
-        if (deed.donor, deed.start, deed.start + deed.size) == (me, start, end) and deed.parent != NO_PARENT:
+    whole = {(block.deed, block.size) for block in book.owned(space.network, to)}
+    for key, deed in book.held_by(space.network, to):
+        named = (deed.donor, deed.start, deed.start + deed.size) == (me, start, end)
+        if named and deed.parent != NO_PARENT and (key, deed.size) in whole:  # else it has come back since
             return deed_item(deed)
     leaf = next((b for b in book.owned(space.network, me) if b.start <= start and end <= b.end), None)
     if leaf is None:
         raise Unavailable(f"{what} of network {space.name} is not this host's to hand on")
-    if leaf.depth >= DEED_DEPTH_MAX:
-        raise Unavailable(
-            f"{what} of network {space.name} was handed on {DEED_DEPTH_MAX} times and stays where it is"
-        )
+    most = DEED_DEPTH_MAX_ONE if end - start == 1 else DEED_DEPTH_MAX
+    if leaf.depth >= most:
+        raise Unavailable(f"{what} of network {space.name} was handed on {most} times and stays where it is")
     taken = min((index for index in busy if start <= index < end), default=None)
     if taken is not None:
         raise Unavailable(f"{space.text(taken)} of network {space.name} is in use or was just released")

@@ -439,6 +439,72 @@ async def test_space_is_fetched_ahead_before_it_runs_out():
     assert len(two.endpoints) < 32  # no attach had to wait for it
 
 
+# --- moving ---------------------------------------------------------------------------------------------------
+async def test_an_address_detached_here_a_moment_ago_is_attached_there_with_its_id_and_mac():
+    world = World(3)
+    one, two, three = world.hosts
+    await made(one)
+    found = await attach(one, ask(name="web", ips=("10.1.0.5",)))
+    incarnation = three.store.get(Kind.ENDPOINT, found.id).version.incarnation
+    for here, there in ((one, two), (two, three), (three, one)):  # and back home again
+        world.time -= 7.0  # whatever their clocks say
+        assert await detach(here, found.id)
+        moved = await attach(there, ask(name="web", ips=("10.1.0.5",)))
+        assert (moved.id, moved.endpoint.mac, ip(moved)) == (found.id, found.endpoint.mac, "10.1.0.5")
+        assert all(host.endpoints[found.id].host == there.me for host in world.hosts)
+        version = three.store.get(Kind.ENDPOINT, found.id).version
+        assert version.incarnation > incarnation
+        incarnation = version.incarnation
+        assert [len(host.kernel.links) for host in world.hosts] == [host is there for host in world.hosts]
+    assert two.asked == [(one.me, 5)]
+    assert one.asked == [(three.me, 5)]
+
+
+async def test_an_address_chosen_by_the_host_is_a_new_endpoint_whoever_had_it():
+    (host,) = World().hosts
+    await made(host, subnet="10.1.0.0/30")  # one address for endpoints
+    found = await attach(host, ask())
+    assert await detach(host, found.id)
+    again = await attach(host, ask())
+    assert (ip(again), again.id == found.id) == (ip(found), False)
+
+
+async def test_an_address_still_in_use_is_not_moved():
+    world = World(2)
+    one, two = world.hosts
+    await made(one)
+    await attach(one, ask(name="web", ips=("10.1.0.5",)))
+    with pytest.raises(Conflict, match="in use by endpoint"):
+        await attach(two, ask(name="web", ips=("10.1.0.5",)))
+    assert two.asked == []
+
+
+async def test_attaching_again_here_waits_until_the_former_link_is_gone():
+    world = World()
+    (host,) = world.hosts
+    await made(host)
+    found = await attach(host, ask(ips=("10.1.0.5",)))
+    entered, leave = trio.Event(), trio.Event()
+    committed = host.commit
+
+    async def slow(items, forget=()):
+        await committed(items, forget)
+        host.commit = committed
+        entered.set()
+        await leave.wait()
+
+    host.commit = slow
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(detach, host, found.id)
+        await entered.wait()  # the record has ended, the link is still there
+        nursery.start_soon(attach, host, ask(cookie=8, ips=("10.1.0.5",)))
+        await trio.testing.wait_all_tasks_blocked()
+        assert host.attachments == {}
+        leave.set()
+    assert host.attachments[found.id].netns_cookie == 8
+    assert list(host.kernel.links) == [found.attachment.host_if]
+
+
 # --- going ----------------------------------------------------------------------------------------------------
 async def test_detach_ends_the_record_the_link_and_the_attachment_and_is_idempotent():
     world = World(2)

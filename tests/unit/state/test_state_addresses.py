@@ -194,7 +194,6 @@ def test_an_explicit_address_elsewhere_needs_exactly_that_one_from_its_owner():
         ),
         (3, BadRequest, "10.1.0.3 of network blue cannot be given to an endpoint: it is excluded"),
         (4, Conflict, "10.1.0.4 of network blue is in use by endpoint 00000000000000000000000000000004"),
-        (8, Unavailable, "10.1.0.8 of network blue is in a block of host3 that cannot be handed on again"),
         (10, Unavailable, "10.1.0.10 of network blue is in a block of host2, which did not hand it on"),
         (12, Unavailable, "10.1.0.12 of network blue is quarantined: host1 gave it to both host3 and host4"),
     ],

@@ -4,11 +4,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from meshd.config import DEED_DEPTH_MAX_ONE
 from meshd.errors import Unavailable
 from meshd.model import NO_PARENT, Deed, Network, Subnet
+from meshd.state.addresses import choose
 from meshd.state.blocks import block_size, deal, genesis, hand_on
 from meshd.state.deeds import DeedBook, deed_id, deed_item
 from meshd.state.layout import IndexSpace
+from meshd.state.usage import Usage
 
 NET = b"N" * 16
 A, B, C, D = (bytes([letter]) * 16 for letter in b"ABCD")
@@ -182,6 +185,23 @@ def test_exactly_one_address_is_handed_on_and_asking_again_names_the_same_deed()
     assert hand_on(book, subnet, A, B, exact=77, busy={77}, live=3) == [item]
 
 
+def test_one_address_goes_to_and_fro_until_its_chain_is_as_long_as_may_be():
+    subnet, book = space(), book_of(genesis(NET, 4096, A, []))
+    me, to = A, B
+    for _ in range(DEED_DEPTH_MAX_ONE):
+        (item,) = hand_on(book, subnet, me, to, exact=77, busy=(), live=2)
+        assert book.add(item)
+        assert book.owner_of(NET, 77) == to
+        assert hand_on(book, subnet, me, to, exact=77, busy=(), live=2) == [item], (
+            "asked again, its answer was lost"
+        )
+        me, to = to, me
+    with pytest.raises(Unavailable, match="was handed on 64 times"):
+        hand_on(book, subnet, me, to, exact=77, busy=(), live=2)
+    with pytest.raises(Unavailable, match="in a block of 41414141 that cannot be handed on again"):
+        choose(subnet, book, Usage(), B, 0.0, want=77)
+
+
 def test_an_exact_block_may_lie_outside_the_ip_range():
     subnet, book = space("10.1.0.0/24", ip_range=("10.1.0.64/26",)), book_of(genesis(NET, 256, A, []))
     assert spans(hand_on(book, subnet, A, B, exact=9, size=3, busy=(), live=1)) == [(B, 9, 3)]
@@ -208,7 +228,12 @@ def deep_book():
             "10.1.3.252 to 10.1.4.3 of network blue is not this host's to hand on",
         ),
         (A, {"exact": 4096}, (), "10.1.16.0 of network blue is not this host's to hand on"),
-        (C, {"exact": 1030}, (), "10.1.4.6 of network blue was handed on 2 times and stays where it is"),
+        (
+            C,
+            {"exact": 1030, "size": 2},
+            (),
+            "10.1.4.6 to 10.1.4.7 of network blue was handed on 2 times and stays where it is",
+        ),
         (C, {}, (), "this host's addresses of network blue were handed on 2 times and stay here"),
         (D, {}, (), "this host owns no address of network blue"),
         (A, {}, range(4096), "this host has no free address of network blue to hand on"),

@@ -8,7 +8,7 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, initialize, invariant, rule
 
-from meshd.config import DEED_DEPTH_MAX
+from meshd.config import DEED_DEPTH_MAX, DEED_DEPTH_MAX_ONE
 from meshd.errors import BadRequest, Conflict, Unavailable
 from meshd.model import NO_PARENT, Endpoint, Item, Kind, Network, Released, Subnet, Version
 from meshd.state.addresses import NeedBlock, choose
@@ -212,7 +212,8 @@ class Cluster(RuleBasedStateMachine):
             assert not host.book.invalid
             assert not host.book.quarantined(NET)
             views.add(tuple(host.book.owner_of(NET, index) for index in range(SPACE.size)))
-            assert all(block.depth <= DEED_DEPTH_MAX for _, block in host.book.blocks(NET))
+            for _, block in host.book.blocks(NET):
+                assert block.depth <= (DEED_DEPTH_MAX_ONE if block.size == 1 else DEED_DEPTH_MAX)
         assert len(views) == 1
         if any(item.kind == Kind.DEED and item.body.parent == NO_PARENT for item in items.values()):
             assert None not in views.pop()
