@@ -3,9 +3,9 @@
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
-from conftest import ROOT
 
 from meshd.kernel.namespace import Namespace
 from meshd.plan.forwarding import Device, advice
@@ -20,6 +20,7 @@ with socket.socket(socket.AF_INET6, socket.SOCK_RAW, socket.IPPROTO_ICMPV6) as r
     raw.sendto(advertisement, ("ff02::1", 0, 0, socket.if_nametoindex(sys.argv[1])))
 """
 DEVICE = "eth0.10"
+ROOT = Path(__file__).parents[2]
 
 
 def wait_for(what, holds):
