@@ -159,6 +159,13 @@ EVENT_SETTLE_S = 0.02  # wait for a burst of kernel events to end before compari
 DUMP_AGAIN_S = 1.0  # at most one full compare in this time when the event socket overran
 COMPARE_REST = 4.0  # after a full compare, rest this many times as long as it took: at most a fifth of a core
 DELETIONS_ASKED_S = 1.0  # while deletions are withheld, ask this often whether they may be done
+FIGHT_REPAIRS_PER_MIN = 5  # of one object: more is another program that wants it otherwise
+FIGHT_OBJECTS_MAX = (
+    1024  # objects of one comparison that are counted: memory, where somebody flushes 100,000 rows
+)
+FIGHT_WINDOW_S = 60.0  # what that is counted over; as long without a repair ends a fight
+FIGHT_BACKOFF_S = 60.0  # a fought-over object is left alone for this long, doubling to FIGHT_BACKOFF_MAX_S
+FIGHT_BACKOFF_MAX_S = 900.0  # a program that loops costs us one write in a quarter of an hour
 VANISHED_GRACE_S = 30.0  # an endpoint whose link is gone is released after this
 ALONE_S = 60.0  # without peers for this long, a host trusts its own state enough to delete
 VXLAN_TTL = 64  # of the outer packet, whatever ip_default_ttl says
@@ -170,6 +177,9 @@ VXLAN_OVERHEAD_V4 = 50
 VXLAN_OVERHEAD_V6 = 70
 ROUTE_PROTOCOL = 109  # marks our nexthops and routes
 NEXTHOP_BASE = 0x6D000000  # our nexthop ids: base + 23 bits of hash(host id), group = +0x800000
+
+LAG_PERIOD_S = 0.1  # the loop's lateness is measured this often: ten wakeups of 50 us a second
+LAG_WINDOW_S = 60.0  # the worst of this long is what `status` shows
 
 HOUSEKEEPING_S = 5.0  # how often vanished links and tombstones are looked at
 UNDERLAY_CHECK_S = 30.0  # how often the underlay's address, MTU and routes are read anew
@@ -199,6 +209,8 @@ API_STOP_S = 5.0  # a stopping server lets requests under way finish for this lo
 API_JSON_DEPTH = 16
 API_QUERY_FIELDS = 16
 API_GROUPS_BYTES = 1024  # SO_PEERGROUPS: Python's getsockopt takes no larger buffer = 256 groups
+REPAIRS_NAMED_MAX = 8  # objects named in one kernel-repaired or kernel-fight event; the rest as a number
+STALE_EVENTS_MAX = 32  # endpoints of one host named one by one when it fails or is back; the rest as a number
 EVENTS_KEPT = 256  # the ring, and what a watcher may fall behind by before it gets `resync`
 
 
@@ -226,6 +238,7 @@ class GossipSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     port: Annotated[int, msgspec.Meta(ge=1, le=65535)] = 7947
     seeds: tuple[str, ...] = ()
     keyring: str = "/etc/meshd/keyring"
+    failed_rows_age_h: Annotated[float, msgspec.Meta(ge=0)] = 72.0
 
 
 class VxlanSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

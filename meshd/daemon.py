@@ -9,7 +9,7 @@ import os
 import signal
 import socket
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from random import Random
 
@@ -34,7 +34,6 @@ from meshd.kernel.underlay import Underlay
 from meshd.model import FIRST_LOCAL_KIND, Address, EndpointId, HostFacts, HostId, Item, Key, MemberFacts
 from meshd.node import Node
 from meshd.plan import names
-from meshd.plan.ops import Op
 from meshd.shell import attach, disk, identity, networks, space
 from meshd.shell.cluster import Cluster, cluster_id
 from meshd.shell.gossip import Gossip, bind, keep_junk_out
@@ -100,7 +99,8 @@ async def _run(settings: Settings, source: Path) -> bool:
         watch = stack.enter_context(namespace.watch())
         cluster.reconciler = Reconciler(
             namespace, watch, cluster.view,
-            deletions_allowed=lambda: node.in_sync(cluster.now()), on_repair=lambda ops: _repaired(cluster, ops),
+            deletions_allowed=lambda: node.in_sync(cluster.now()),
+            on_repair=cluster.repaired, on_fight=cluster.fought_over,
         )  # fmt: skip
         use_cases(cluster)
         cluster.adopt(now)
@@ -307,11 +307,6 @@ def _channel(node: Node, session: bytes, peer: HostId | None) -> Channel:
     if peer is None:
         return Channel.responder(node.me, session, ring, os.urandom)
     return Channel.initiator(node.me, session, ring, os.urandom, peer)
-
-
-def _repaired(cluster: Cluster, ops: Sequence[Op]) -> None:
-    log.warning("kernel repaired", ops=len(ops), first=str(ops[0])[:200])
-    cluster.events.publish("kernel-repaired", count=len(ops), objects=[str(op)[:120] for op in ops[:8]])
 
 
 def _seed(text: str) -> Address:

@@ -197,17 +197,13 @@ def findings(
 ) -> dict[str, list[Finding]]:
     """Compare for people: ``missing`` (absent or different), ``stale`` (ours and not desired), ``foreign``.
 
-    ``refused``: the kernel's words for what it would not do, by wording.of(op).
+    ``refused``: why what was tried has not come about, by wording.of(op).
     """
     actual, refused = dump.ours, refused or {}
-    missing = [
-        Finding(*named, f"{why}; the kernel refused: {refused[named]}" if named in refused else why)
-        for named, why in _missing(desired, actual)
-    ]
-    stale = [
-        Finding(*named, f"{why}; the kernel refused: {refused[named]}" if named in refused else why)
-        for named, why in _stale(desired, actual)
-    ]
+    missing, stale = (
+        [Finding(*named, f"{why}; {refused[named]}" if named in refused else why) for named, why in found]
+        for found in (_missing(desired, actual), _stale(desired, actual))
+    )
     return {"missing": missing, "stale": stale, "foreign": list(dump.foreign)}
 
 

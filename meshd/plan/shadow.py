@@ -15,6 +15,7 @@ from meshd.model import EndpointId, HostId, NetworkId
 from meshd.plan import kernels, names, wording
 from meshd.plan.desired import desired_parts, firewall_text, members_of, merged, network_part
 from meshd.plan.diff import diff, findings
+from meshd.plan.fight import Fights
 from meshd.plan.objects import Dump, Finding, Kernel, Link
 from meshd.plan.ops import Op, PutLink, SetFirewall
 from meshd.plan.part import Part, add_remotes, has_rival, remote_rows, remove_remote
@@ -24,20 +25,23 @@ from meshd.plan.view import View
 class Shadow:
     """``have``: what the kernel is believed to hold. ``failed``: what it refused since the last comparison.
     ``vanished``: local endpoints whose link is not there, and since when (monotonic seconds). ``withheld``:
-    something is there that is not wanted and may not be deleted yet."""
+    something is there that is not wanted and may not be deleted yet. ``fights``: what another program undoes
+    again and again."""
 
     def __init__(self) -> None:
         self.have = Kernel()
         self.failed: dict[Op, KernelError] = {}
         self.vanished: dict[EndpointId, float] = {}
         self.withheld = False
+        self.fights = Fights()
         self._want: dict[NetworkId, Part] = {}
         self._gone = Kernel()
         self._ids: dict[HostId, int] = {}
 
     def compare(self, view: View, found: Kernel, now: float, *, deletions: bool) -> tuple[list[Op], list[Op]]:
         """Take in what a dump found to be ours. Returns everything to be done, and which of it repairs: what was
-        right here and somebody else changed. All that is wanted is worked out anew; what failed is tried again.
+        right here and somebody else changed. All that is wanted is worked out anew; what failed is tried again,
+        but for what somebody fights over: that counts as refused for the time being.
         """
         parts = desired_parts(view)
         for network_id in self._want.keys() | parts.keys():
@@ -50,7 +54,12 @@ class Shadow:
         self._gone = kernels.overlap(self._gone, found)
         self.withheld = not deletions and kernels.excess(found, whole) > 0
         todo = diff(whole, found, deletions=deletions, gone=self._gone)
-        return todo, [op for op in todo if op not in expected]
+        held = self.fights.held(todo, found, now)
+        self.failed = {op: _fought_over(wait) for op, wait in held.items()}
+        todo = [op for op in todo if op not in held]
+        repairs = [op for op in todo if op not in expected]
+        self.fights.note(repairs, found, now)
+        return todo, repairs
 
     def change(
         self,
@@ -110,7 +119,10 @@ class Shadow:
         for network_id, part in parts.items():
             if part.unknown:
                 part.kernel = kernels.of_network(dump.ours, view.cluster, network_id)
-        refused = {wording.of(op): error.words or error.what for op, error in self.failed.items()}
+        refused = {
+            wording.of(op): f"the kernel refused: {error.words or error.what}" if error.errno else error.what
+            for op, error in self.failed.items()
+        }
         result = findings(merged(view, parts), dump, refused)
         result["missing"] += [finding for part in parts.values() for finding in part.omitted.values()]
         return result
@@ -204,6 +216,10 @@ class Shadow:
             if attachment.host_if in whole.links and attachment.host_if not in self.have.links
         }
         self.vanished = {id_: self.vanished.get(id_, now) for id_ in missing}
+
+
+def _fought_over(wait: float) -> KernelError:
+    return KernelError(f"{wording.FOUGHT_OVER}; tried again in {wait:.0f} s")
 
 
 def _is_local(view: View, id_: EndpointId) -> bool:

@@ -23,6 +23,8 @@ Named = tuple[str, str]
 
 FIREWALL: Named = ("nft", "table inet meshd")
 
+FOUGHT_OVER = "another program undoes it again and again, so it is left alone for now"
+
 
 def link(name: str) -> Named:
     """Name a device."""
@@ -84,3 +86,8 @@ def of(op: Op) -> Named:
             return neigh(op.key)
         case SetFirewall():
             return FIREWALL
+
+
+def text(named: Named) -> str:
+    """Say it as one phrase, as `ip` or `bridge` would: ``fdb 02:.. dev mv01234567 self``."""
+    return " ".join(named)

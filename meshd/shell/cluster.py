@@ -8,13 +8,14 @@ event bus are kept in step there and nowhere else.
 import contextlib
 import hashlib
 import time
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Awaitable, Callable, Mapping, Sequence, Set
 
 import msgspec
 import structlog
 import trio
 
-from meshd.config import BLOCK_ASK_TIMEOUT_S, Settings
+from meshd.config import BLOCK_ASK_TIMEOUT_S, REPAIRS_NAMED_MAX, Settings
 from meshd.errors import MeshdError, Unavailable
 from meshd.kernel.namespace import Namespace
 from meshd.messages import BlockAnswer, BlockAsk
@@ -50,8 +51,9 @@ from meshd.node import (
     StreamProbeWanted,
     SyncWanted,
 )
-from meshd.plan import desired
+from meshd.plan import desired, wording
 from meshd.plan.forwarding import Forwarding, advice
+from meshd.plan.ops import Op
 from meshd.plan.view import View
 from meshd.shell.desk import Desk
 from meshd.shell.events import EventBus
@@ -120,6 +122,7 @@ class Cluster:
         self.hosts: dict[HostId, HostFacts] = {}
         self.attachments: dict[EndpointId, Attachment] = {}
         self._stopped: dict[str, str] = {}  # why no address may be given: the alarm's kind, its text
+        self.repairs: Counter[str] = Counter()  # kernel objects repaired, by kind (wording.Named)
         self._disk = disk
         self._nhid = nhid
         self._gossip_port = gossip_port
@@ -362,6 +365,29 @@ class Cluster:
             self.alarms[kind] = text
         log.warning("alarm", kind=kind, text=text)
         self.events.publish("conflict" if kind == "cloned" else "alarm", alarm=kind, text=text)
+
+    def repaired(self, ops: Sequence[Op]) -> None:
+        """Tell of kernel objects that somebody else had changed and that are as they should be again."""
+        named = list(dict.fromkeys(wording.of(op) for op in ops))
+        self.repairs.update(kind for kind, _ in named)
+        shown = [wording.text(each) for each in named[:REPAIRS_NAMED_MAX]]
+        log.warning("kernel repaired", count=len(named), objects=shown)
+        self.events.publish("kernel-repaired", count=len(named), objects=shown)
+
+    def fought_over(self, objects: Set[wording.Named]) -> None:
+        """Say which kernel objects another program changes again and again, or that it has stopped."""
+        if not objects:
+            del self.alarms["kernel-fight"]
+            self.events.publish("kernel-fight-over")
+            return
+        shown = [wording.text(each) for each in sorted(objects)[:REPAIRS_NAMED_MAX]]
+        more = len(objects) - len(shown)
+        text = f"another program changes what meshd sets: {'; '.join(shown)}" + (
+            f" and {more} more" if more else ""
+        )
+        self.alarms["kernel-fight"] = text
+        log.warning("kernel fight", objects=shown, count=len(objects))
+        self.events.publish("kernel-fight", count=len(objects), objects=shown)
 
     def _spawn(self, function: Callable[..., Awaitable[None]], *args: object) -> None:
         if self._nursery is not None:

@@ -8,7 +8,7 @@ what peers' records explain comes from.
 """
 
 import math
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence, Set
 from contextlib import contextmanager
 from typing import Protocol, TypeVar, TypeVarTuple
 
@@ -31,6 +31,7 @@ from meshd.plan.objects import Dump, Finding
 from meshd.plan.ops import Op
 from meshd.plan.shadow import Shadow
 from meshd.plan.view import View
+from meshd.plan.wording import Named
 
 T = TypeVar("T")
 Args = TypeVarTuple("Args")
@@ -60,21 +61,25 @@ class Reconciler:
         *,
         deletions_allowed: Callable[[], bool],
         on_repair: Callable[[Sequence[Op]], None],
+        on_fight: Callable[[Set[Named]], None],
     ) -> None:
         """``view``: the state now; its mappings are copied. ``deletions_allowed``: in sync with peers, so that
         what no record explains is really gone. ``on_repair``: told of ops that put right what somebody else
-        had changed, once carried out.
+        had changed, once carried out. ``on_fight``: told of all objects that another program fights over, each
+        time that these become others.
         """
         self._namespace = namespace
         self._events = events
         self._view = view
         self._deletions_allowed = deletions_allowed
         self._on_repair = on_repair
+        self._on_fight = on_fight
         self._kernel_work = trio.CapacityLimiter(1)
         self._shadow = Shadow()  # touched only by the thread that holds the limiter
         self._failed: dict[Op, KernelError] = {}  # copies of what it said last
         self._vanished: dict[EndpointId, float] = {}
         self._counts = {"missing": 0, "stale": 0}
+        self._fights: Set[Named] = frozenset()
         self._withheld = False
         self._dirty: set[NetworkId] = set()
         self._dirty_endpoints: dict[NetworkId, set[EndpointId]] = {}
@@ -225,7 +230,7 @@ class Reconciler:
         first = self._compared == -math.inf
         self._compare_at = self._quiet_by = math.inf
         self._started = now = trio.current_time()
-        view, making = self._view().frozen(), set(self._making)
+        view, making, fights = self._view().frozen(), set(self._making), self._fights
 
         def work() -> list[Op]:
             found = self._namespace.dump(view.cluster).ours
@@ -245,6 +250,8 @@ class Reconciler:
         self._try_refused_again()
         if repaired and not first:
             self._on_repair(repaired)
+        if self._fights != fights:
+            self._on_fight(self._fights)
 
     def _try_refused_again(self) -> None:
         """Compare soon where the kernel has refused something: what it refused while a device was being made or
@@ -274,6 +281,7 @@ class Reconciler:
         self._vanished = dict(self._shadow.vanished)
         self._counts = self._shadow.counts(view)
         self._withheld = self._shadow.withheld
+        self._fights = frozenset(self._shadow.fights.going)
 
 
 def _concerns_us(event: KernelEvent) -> bool:

@@ -304,7 +304,7 @@ def test_a_vanished_veth_says_why_it_may_be_so():
 def test_a_refused_op_is_shown_with_the_kernels_words():
     have = wanted()
     del have.links[VXLAN]
-    result = found(have, refused={("link", f"dev {VXLAN}"): "Address already in use"})
+    result = found(have, refused={("link", f"dev {VXLAN}"): "the kernel refused: Address already in use"})
     assert result["missing"][0].why == "not in the kernel; the kernel refused: Address already in use"
 
 

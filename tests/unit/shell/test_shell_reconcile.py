@@ -16,6 +16,9 @@ from meshd.config import (
     DELETIONS_ASKED_S,
     DUMP_AGAIN_S,
     EVENT_SETTLE_S,
+    FIGHT_BACKOFF_S,
+    FIGHT_REPAIRS_PER_MIN,
+    FIGHT_WINDOW_S,
     RECONCILE_S,
     REFUSED_AGAIN_S,
     VANISHED_GRACE_S,
@@ -53,6 +56,7 @@ class Rig:
         self.kernel.plug(names.veth(id_of("web")))
         self.allowed = True
         self.repairs = []
+        self.fights = []
         self.send_event, events = trio.open_memory_channel(1000)
         self.reconciler = Reconciler(
             self.kernel,
@@ -60,6 +64,7 @@ class Rig:
             self.world.view,
             deletions_allowed=lambda: self.allowed,
             on_repair=lambda done: self.repairs.append(list(done)),
+            on_fight=lambda objects: self.fights.append(set(objects)),
         )
 
     def right(self):
@@ -190,6 +195,23 @@ async def test_overruns_lead_to_one_dump_a_second_at_most(rig, autojump_clock):
     assert rig.kernel.dumps == 2
     await trio.sleep(DUMP_AGAIN_S / 2)
     assert rig.kernel.dumps == 3
+
+
+async def test_a_fight_is_told_given_in_to_and_told_to_be_over(rig, autojump_clock):
+    for _ in range(2 * FIGHT_REPAIRS_PER_MIN):
+        rig.kernel.state.neigh.pop(ROW, None)
+        rig.event()
+        await trio.sleep(2)
+    assert rig.fights == [{("neigh", "10.1.0.66 dev mo11111111")}]
+    assert len(rig.repairs) == FIGHT_REPAIRS_PER_MIN
+    assert ROW not in rig.kernel.state.neigh
+    assert rig.reconciler.counts()["missing"] == 1
+    (finding,) = (await rig.reconciler.diff())["missing"]
+    assert finding.why.startswith("not in the kernel; another program undoes it again and again")
+    await trio.sleep(FIGHT_BACKOFF_S + RECONCILE_S)
+    assert rig.right()
+    await trio.sleep(FIGHT_WINDOW_S + RECONCILE_S)
+    assert rig.fights[1:] == [set()]
 
 
 async def test_deletions_of_what_peers_explained_wait_for_permission_and_then_happen(rig, autojump_clock):
