@@ -210,6 +210,7 @@ async def _keep_house(cluster: Cluster, name: str) -> None:
                     )
                     await cluster.release(endpoint)
             await cluster.collect_tombstones()
+            cluster.age_rows()
             if now - checked >= UNDERLAY_CHECK_S:
                 checked = now
                 underlay = await cluster.reconciler.in_kernel_thread(

@@ -35,6 +35,7 @@ class World:
     def __init__(self, *, nhid=True, hosts=HOSTS):
         self.networks, self.endpoints, self.attachments, self.hosts = {}, {}, {}, dict(hosts)
         self.nhid = nhid
+        self.aged = frozenset()
 
     def view(self):
         return View(
@@ -47,6 +48,7 @@ class World:
             nhid=self.nhid,
             vxlan_port=4789,
             gossip_port=7947,
+            aged=self.aged,
         )
 
     def endpoint(self, name, network, host, *ips, mac=None):

@@ -2,7 +2,7 @@
 when or in what order anything is written.
 
 An overlay is programmed only where it has a local endpoint, a ``bridge`` network always. Rows of a failed host
-stay until its endpoint's record is released or names another host: see view.py. An internal network's bridge
+stay until its endpoint's record is released or names another host, or until they are aged: see view.py. An internal network's bridge
 carries no gateway address: with one, its endpoints would reach this host and, by the weak host model, every
 address of it; without one there is nothing to route to, and the firewall drops what is sent anyway.
 """

@@ -22,6 +22,7 @@ WHY_TAKEN = "its address or MAC is another endpoint's of this network too, which
 
 _ON_BRIDGE = FdbTarget()
 _OWN = FdbTarget()
+_AGED = FdbTarget()
 
 
 class Part(msgspec.Struct):
@@ -67,7 +68,7 @@ def add_remotes(
         target = targets.get(host)
         if target is None:
             target = targets[host] = _target(view, host, ids)
-        if target is _OWN:
+        if target is _OWN or target is _AGED:
             continue
         if isinstance(target, str):
             _omit(part, id_, endpoint, target)
@@ -91,10 +92,13 @@ def add_remotes(
 
 
 def _target(view: View, host: HostId, ids: Mapping[HostId, int]) -> FdbTarget | str:
-    """Return where rows of a host's endpoints point, _OWN for this machine, or why nowhere."""
+    """Return where rows of a host's endpoints point, _OWN for this machine, _AGED for a host failed for so long that
+    it is no loss not to reach it, or why nowhere."""
     facts, own_vtep = view.hosts.get(host), view.hosts[view.me].vtep
     if facts is None:
         return WHY_HOST_UNKNOWN
+    if host in view.aged:
+        return _AGED
     if facts.vtep == own_vtep:
         return _OWN  # an earlier identity of this machine, or a clone's: frames would come back to us
     if len(facts.vtep) != len(own_vtep):

@@ -1,7 +1,7 @@
 """What desired kernel state depends on, as one value. Decides nothing.
 
 Left out on purpose: who is alive. A dead daemon is not a dead host, and a false verdict must not cost a
-packet (reliability.md, finding 1).
+packet (reliability.md, finding 1). Only who has been failed for days counts (plan/aged.py).
 """
 
 from collections.abc import Mapping
@@ -16,6 +16,7 @@ class View(msgspec.Struct, frozen=True):
 
     ``cluster``: names.cluster_mark's 8 hex digits. ``networks``: the cluster's and this host's own.
     ``endpoints``: of all hosts, those on ``bridge`` networks included. ``attachments``: of this host's.
+    ``aged``: hosts failed for so long that rows for them go.
     ``nhid``: the kernel has FDB nexthops (>= 5.8). ``vxlan_port``, ``gossip_port``: UDP (gossip: and TCP).
     """
 
@@ -28,6 +29,7 @@ class View(msgspec.Struct, frozen=True):
     nhid: bool
     vxlan_port: int
     gossip_port: int
+    aged: frozenset[HostId] = frozenset()
 
     def frozen(self) -> "View":
         """Return the same with copies of the mappings, to be read on another thread while these go on changing:
@@ -42,4 +44,5 @@ class View(msgspec.Struct, frozen=True):
             self.nhid,
             self.vxlan_port,
             self.gossip_port,
+            self.aged,
         )

@@ -15,7 +15,7 @@ import msgspec
 import structlog
 import trio
 
-from meshd.config import BLOCK_ASK_TIMEOUT_S, REPAIRS_NAMED_MAX, Settings
+from meshd.config import BLOCK_ASK_TIMEOUT_S, REPAIRS_NAMED_MAX, STALE_EVENTS_MAX, Settings
 from meshd.errors import MeshdError, Unavailable
 from meshd.kernel.namespace import Namespace
 from meshd.messages import BlockAnswer, BlockAsk
@@ -52,6 +52,7 @@ from meshd.node import (
     SyncWanted,
 )
 from meshd.plan import desired, wording
+from meshd.plan.aged import aged, failed_since
 from meshd.plan.forwarding import Forwarding, advice
 from meshd.plan.ops import Op
 from meshd.plan.view import View
@@ -66,7 +67,7 @@ from meshd.state.deeds import DeedBook
 from meshd.state.store import Change, Store
 from meshd.state.usage import Usage
 from meshd.swim import events as swim
-from meshd.swim.members import Member
+from meshd.swim.members import Member, State
 from meshd.wire.codec import decode_item, encode_item
 from meshd.wire.keys import format_key
 
@@ -122,6 +123,8 @@ class Cluster:
         self.hosts: dict[HostId, HostFacts] = {}
         self.attachments: dict[EndpointId, Attachment] = {}
         self._stopped: dict[str, str] = {}  # why no address may be given: the alarm's kind, its text
+        self.aged: frozenset[HostId] = frozenset()
+        self._failed_since: dict[HostId, float] = {}
         self.repairs: Counter[str] = Counter()  # kernel objects repaired, by kind (wording.Named)
         self._disk = disk
         self._nhid = nhid
@@ -240,6 +243,7 @@ class Cluster:
             nhid=self._nhid,
             vxlan_port=self.settings.vxlan.port,
             gossip_port=self._gossip_port,
+            aged=self.aged,
         )
 
     # --- changing -------------------------------------------------------------------------------------------
@@ -279,6 +283,22 @@ class Cluster:
         if items:
             self._sequence = max(self._sequence, *(item.seq for item in items))  # theirs alone from now on
             await self.commit(items)
+
+    def age_rows(self) -> None:
+        """Take rows of hosts that have been failed for [gossip] failed_rows_age_h out of what is wanted here, and bring
+        those of hosts that are back. Call now and then, and when a verdict changes."""
+        now = self.now()
+        failed = [member.id for member in self.members.values() if member.state == State.FAILED]
+        self._failed_since = failed_since(self._failed_since, failed, now)
+        age_s = self.settings.gossip.failed_rows_age_h * 3600
+        old = aged(self._failed_since, now, age_s, others_alive=len(self.alive()) > 1)
+        if old == self.aged:
+            return
+        for host in sorted(old - self.aged):
+            log.info("rows of a failed host aged", host=self.host_name(host), id=text_id(host))
+            self.events.publish("rows-aged", host=self.host_name(host), id=text_id(host))
+        self.aged = old
+        self._dirty(None)
 
     # --- address space --------------------------------------------------------------------------------------
     async def ask_block(
@@ -509,10 +529,15 @@ class Cluster:
         match event:
             case swim.MemberAlive():
                 self._publish_member("member-alive", event.id, was=event.was)
+                if event.was == State.FAILED:
+                    self._publish_endpoints("endpoint-up", event.id)
+                self.age_rows()
             case swim.MemberSuspect():
                 self._publish_member("member-suspect", event.id, accuser=self.host_name(event.accuser))
             case swim.MemberFailed():
                 self._publish_member("member-failed", event.id)
+                self._publish_endpoints("endpoint-stale", event.id)
+                self.age_rows()
             case swim.MemberLeft():
                 self._publish_member("member-left", event.id)
             case swim.MemberChanged():
@@ -534,6 +559,14 @@ class Cluster:
         name = self.host_name(host)
         log.info(kind, host=name, id=text_id(host), **fields)
         self.events.publish(kind, host=name, id=text_id(host), **fields)
+
+    def _publish_endpoints(self, kind: str, host: HostId) -> None:
+        """Say of a host's endpoints what became of them; of very many a few by name and the number of the rest."""
+        found = [(id_, endpoint) for id_, endpoint in self.endpoints.items() if endpoint.host == host]
+        for id_, endpoint in found[:STALE_EVENTS_MAX]:
+            self.events.publish(kind, **self._endpoint_fields(id_, endpoint))
+        if len(found) > STALE_EVENTS_MAX:
+            self.events.publish(kind, host=self.host_name(host), more=len(found) - STALE_EVENTS_MAX)
 
 
 def cluster_id(secret: bytes) -> bytes:

@@ -83,6 +83,25 @@ def test_a_remote_endpoint_costs_its_own_rows_and_no_more():
     assert bench.kernel.state == desired(bench.world.view())
 
 
+def test_rows_of_a_host_failed_for_days_go_when_deletions_may_and_come_back_with_it():
+    bench = running()
+    whole = copy.deepcopy(bench.kernel.state)
+    bench.world.aged = frozenset({B})
+    bench.change(BLUE, deletions=False)
+    assert bench.kernel.state == whole
+    assert bench.shadow.withheld
+    assert bench.compare() == []  # no repair: it was still owed
+    assert bench.kernel.state == desired(bench.world.view())
+    assert not bench.kernel.state.neigh
+    assert not bench.kernel.state.nexthops
+    assert bench.shadow.counts(bench.world.view()) == {"missing": 0, "stale": 0}
+    bench.change(endpoints={BLUE: {id_of("db")}})  # its record is told anew meanwhile
+    assert not bench.kernel.state.neigh
+    bench.world.aged = frozenset()
+    bench.change(BLUE)
+    assert bench.kernel.state == whole
+
+
 def test_an_endpoint_of_a_network_that_is_not_programmed_here_costs_nothing():
     bench = running()
     bench.world.networks[RED] = OVERLAY
