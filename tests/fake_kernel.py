@@ -42,6 +42,24 @@ class FakeKernel:
         """Make a veth's host end, as attach does."""
         self.state.links[name] = Link(name, "veth", alias, mtu, up=False)
 
+    def rename(self, old, new):
+        """Give a device another name, as anybody may."""
+        s = self.state
+        self._need(old)
+        if new in s.links:
+            raise refused(errno.EEXIST)
+
+        def called(value):
+            changed = {
+                field: new for field in ("dev", "name", "master") if getattr(value, field, None) == old
+            }
+            return msgspec.structs.replace(value, **changed)
+
+        s.links = {link.name: link for link in map(called, s.links.values())}
+        s.addrs = set(map(called, s.addrs))
+        s.fdb = {called(key): target for key, target in s.fdb.items()}
+        s.neigh = {called(key): mac for key, mac in s.neigh.items()}
+
     def _do(self, op):
         s = self.state
         match op:
@@ -62,6 +80,8 @@ class FakeKernel:
                     if link.mac is None:
                         link = msgspec.structs.replace(link, mac=have.mac)
                 s.links[link.name] = link
+            case ops.RenameLink(old, new):
+                self.rename(old, new)
             case ops.RemakeLink(link):
                 assert link.kind != "veth"
                 self._unplug(link.name)

@@ -29,6 +29,7 @@ from meshd.plan.ops import (
     PutNeigh,
     PutNexthop,
     RemakeLink,
+    RenameLink,
     SetFirewall,
 )
 
@@ -68,7 +69,7 @@ def describe(op: Op) -> str:
     match op:
         case PutLink(link) | RemakeLink(link):
             return f"device {link.name}"
-        case DelLink(name):
+        case DelLink(name) | RenameLink(_, name):
             return f"device {name}"
         case PutAddr(addr) | DelAddr(addr):
             return f"address {text_ip(addr.ip)}/{addr.prefix} on {addr.dev}"
@@ -113,6 +114,8 @@ class Applier:
             return self._links.ensure([op.link for op in ops])
         if kind is DelLink:
             return self._links.delete([op.name for op in ops])
+        if kind is RenameLink:
+            return [self._links.rename(op.old, op.new) for op in ops]
         if kind is RemakeLink:
             outcome = self._links.delete([op.link.name for op in ops])
             clear = [i for i, error in enumerate(outcome) if error is None]

@@ -92,6 +92,23 @@ class Links:
                 outcome[i] = _about(wanted[i], error)
         return outcome
 
+    def rename(self, old: str, new: str) -> KernelError | None:
+        """Give a device another name; all that is on it stays. Kernels before 6.2 rename only what is down."""
+        found = self._get([old, new])
+        if old not in found:
+            return _gone(old)
+        if not marked(found[old]):
+            return _foreign(old)
+        if new in found:
+            return (
+                _foreign(new) if not marked(found[new]) else _about(new, KernelError("", errno=errno.EEXIST))
+            )
+        index = found[old].ifindex
+        (error,) = self._netlink.transact([linkwrite.rename(index, new)])
+        if error is not None and error.errno == errno.EBUSY:
+            error = next(filter(None, self._netlink.transact(linkwrite.rename_down(index, new))), None)
+        return None if error is None else _about(new, error)
+
     def _ensure_turn(
         self, links: Sequence[Link], places: Sequence[int], outcome: list[KernelError | None]
     ) -> None:

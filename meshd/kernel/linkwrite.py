@@ -58,6 +58,17 @@ def delete_named(name: str) -> bytes:
     return link_message(RTM_DELLINK, frames.REQUEST, [("IFLA_IFNAME", name)])
 
 
+def rename(index: int, name: str) -> bytes:
+    """Encode another name for the device of that ifindex."""
+    return link_message(RTM_NEWLINK, frames.REQUEST, [("IFLA_IFNAME", name)], index=index)
+
+
+def rename_down(index: int, name: str) -> list[bytes]:
+    """Encode the same for a kernel that renames only what is down."""
+    down, up = (link_message(RTM_NEWLINK, frames.REQUEST, [], index=index, up=on) for on in (False, True))
+    return [down, rename(index, name), up]
+
+
 def _new(link: Link, master: int, data: _Attrs) -> bytes:
     info: _Attrs = [("IFLA_INFO_KIND", link.kind)]
     if data:

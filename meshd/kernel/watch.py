@@ -205,6 +205,8 @@ class Watch:
                 self._ours.add(seen.ifindex)
             if before is not None and self._visible(before) == self._visible(seen):
                 return None
+        if before is not None and _lost_its_name(before.name, seen.name):
+            return KernelEvent("link", seen.ifindex, before.name, gone=True)
         if seen.name.startswith(names.PEER) and names.is_ours(seen.name):
             return None  # on its way into a namespace; what matters happens to the other end
         state = None if gone else linkdump.to_link(seen, self._name(seen.master) or None)
@@ -227,3 +229,8 @@ class Watch:
     def _name(self, index: int) -> str:
         seen = self._devices.get(index)
         return seen.name if seen else ""
+
+
+def _lost_its_name(before: str, now: str) -> bool:
+    """Tell whether a device of ours is called otherwise now; peers are, on their way into a namespace."""
+    return names.is_ours(before) and not before.startswith(names.PEER) and not names.is_ours(now)

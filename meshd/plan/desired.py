@@ -166,7 +166,7 @@ def _host_end(kernel: Kernel, view: View, id_: EndpointId, endpoint: Endpoint, n
     kernel.links[attachment.host_if] = Link(
         attachment.host_if,
         "veth",
-        names.alias(view.cluster, endpoint.network),
+        names.alias(view.cluster, endpoint.network, id_),
         network_mtu(view, network),
         master=bridge_name(endpoint.network, network),
         port=CONTAINER_PORT,

@@ -26,6 +26,7 @@ from meshd.plan.ops import (
     PutNeigh,
     PutNexthop,
     RemakeLink,
+    RenameLink,
     SetFirewall,
 )
 from meshd.plan.wording import Named
@@ -63,13 +64,33 @@ def diff(desired: Kernel, actual: Kernel, *, deletions: bool, gone: Kernel | Non
     of this host's own explained until it was removed. A wanted veth that is not there is not made, and its rows
     wait for it: see objects.Link.
     """
+    renamed = renames(desired, actual)
+    if renamed:
+        actual = msgspec.structs.replace(actual)
+        kernels.rename(actual, renamed)
     loss = _Loss(desired, actual)
-    ops = [*_links(desired, actual), *_additions(desired, actual, loss)]
+    ops: list[Op] = [RenameLink(old, new) for old, new in renamed.items()]
+    ops += [*_links(desired, actual), *_additions(desired, actual, loss)]
     if deletions:
         ops += _deletions(desired, actual, actual, loss)
     elif gone is not None:
         ops += _deletions(desired, actual, kernels.overlap(actual, gone), loss)
     return ops
+
+
+def renames(desired: Kernel, actual: Kernel) -> dict[str, str]:
+    """Return devices that are there under another name (-> the right one), known by their mark and kind. Making them
+    anew would lose what is on them, and of a veth the endpoint."""
+    absent = {
+        (link.alias, link.kind): name for name, link in desired.links.items() if name not in actual.links
+    }
+    found: dict[str, str] = {}
+    for name in sorted(actual.links.keys() - desired.links.keys()) if absent else ():
+        link = actual.links[name]
+        right = absent.pop((link.alias, link.kind), None)
+        if right is not None:
+            found[name] = right
+    return found
 
 
 class _Loss:
@@ -199,10 +220,14 @@ def findings(
 
     ``refused``: why what was tried has not come about, by wording.of(op).
     """
-    actual, refused = dump.ours, refused or {}
+    actual, refused = msgspec.structs.replace(dump.ours), refused or {}
+    renamed = renames(desired, actual)
+    if renamed:
+        kernels.rename(actual, renamed)
+    misnamed = [(wording.link(new), f"is named {old}") for old, new in renamed.items()]
     missing, stale = (
         [Finding(*named, f"{why}; {refused[named]}" if named in refused else why) for named, why in found]
-        for found in (_missing(desired, actual), _stale(desired, actual))
+        for found in ([*misnamed, *_missing(desired, actual)], _stale(desired, actual))
     )
     return {"missing": missing, "stale": stale, "foreign": list(dump.foreign)}
 

@@ -1,5 +1,9 @@
 """Arithmetic on Kernel values: union, overlap, what one op does. Decides nothing about what is wanted."""
 
+from collections.abc import Mapping
+
+import msgspec
+
 from meshd.model import NetworkId
 from meshd.plan import names
 from meshd.plan.objects import Kernel
@@ -16,6 +20,7 @@ from meshd.plan.ops import (
     PutNeigh,
     PutNexthop,
     RemakeLink,
+    RenameLink,
     SetFirewall,
 )
 
@@ -68,8 +73,11 @@ def excess(kernel: Kernel, wanted: Kernel) -> int:
 
 def of_network(kernel: Kernel, mark: str, network_id: NetworkId) -> Kernel:
     """Return the devices whose alias names the network, all that is on them, and the nexthops their rows use."""
-    alias = names.alias(mark, network_id)
-    links = {name: link for name, link in kernel.links.items() if link.alias == alias}
+    links = {
+        name: link
+        for name, link in kernel.links.items()
+        if names.alias_network(link.alias, mark) == network_id
+    }
     fdb = {key: target for key, target in kernel.fdb.items() if key.dev in links}
     groups = {target.nhid for target in fdb.values()}
     members = {
@@ -89,6 +97,8 @@ def device(op: Op) -> str:
     match op:
         case PutLink() | RemakeLink():
             return op.link.name
+        case RenameLink():
+            return op.new
         case DelLink():
             return op.name
         case PutAddr() | DelAddr():
@@ -104,6 +114,8 @@ def carry_out(kernel: Kernel, op: Op) -> None:
     match op:
         case PutLink():
             kernel.links[op.link.name] = op.link
+        case RenameLink():
+            rename(kernel, {op.old: op.new})
         case RemakeLink():
             _drop_device(kernel, op.link.name)
             kernel.links[op.link.name] = op.link
@@ -127,6 +139,20 @@ def carry_out(kernel: Kernel, op: Op) -> None:
             kernel.neigh.pop(op.key, None)
         case SetFirewall():
             kernel.firewall = op.text
+
+
+def rename(kernel: Kernel, devices: Mapping[str, str]) -> None:
+    """Call devices otherwise (old name -> new), with all that is on them; ``kernel`` is changed."""
+    new = msgspec.structs.replace
+    kernel.links = {
+        devices.get(name, name): new(
+            link, name=devices.get(name, name), master=devices.get(link.master or "", link.master)
+        )
+        for name, link in kernel.links.items()
+    }
+    kernel.addrs = {new(addr, dev=devices.get(addr.dev, addr.dev)) for addr in kernel.addrs}
+    kernel.fdb = {new(key, dev=devices.get(key.dev, key.dev)): target for key, target in kernel.fdb.items()}
+    kernel.neigh = {new(key, dev=devices.get(key.dev, key.dev)): mac for key, mac in kernel.neigh.items()}
 
 
 def _drop_device(kernel: Kernel, name: str) -> None:

@@ -80,9 +80,11 @@ def cluster_mark(cluster: bytes) -> str:
     return cluster.hex()[:NAME_HEX]
 
 
-def alias(mark: str, network: NetworkId) -> str:
-    """Return the IFLA_IFALIAS of every device of ours. ``mark``: ``cluster_mark``'s."""
-    return f"{MARK}:{mark}:{network.hex()}"
+def alias(mark: str, network: NetworkId, endpoint: EndpointId = b"") -> str:
+    """Return the IFLA_IFALIAS of every device of ours. ``mark``: ``cluster_mark``'s; ``endpoint``: whose veth it is,
+    so that the device is known again under another name."""
+    whose = f":{endpoint.hex()[:NAME_HEX]}" if endpoint else ""
+    return f"{MARK}:{mark}:{network.hex()}{whose}"
 
 
 def alias_network(text: str, mark: str) -> NetworkId | None:
@@ -91,7 +93,7 @@ def alias_network(text: str, mark: str) -> NetworkId | None:
     if not text.startswith(head):
         return None
     try:
-        return bytes.fromhex(text[len(head) :])
+        return bytes.fromhex(text[len(head) :].partition(":")[0])
     except ValueError:
         return None
 

@@ -14,6 +14,13 @@ class PutLink(msgspec.Struct, frozen=True):
     link: Link
 
 
+class RenameLink(msgspec.Struct, frozen=True):
+    """Give a device of ours its name back; all that is on it stays."""
+
+    old: str
+    new: str
+
+
 class RemakeLink(msgspec.Struct, frozen=True):
     """Delete and make anew: a field differs that the kernel cannot change (``why``)."""
 
@@ -84,6 +91,6 @@ class SetFirewall(msgspec.Struct, frozen=True):
 
 
 Op = (
-    PutLink | RemakeLink | DelLink | PutAddr | DelAddr | PutNexthop | DelNexthop
+    PutLink | RenameLink | RemakeLink | DelLink | PutAddr | DelAddr | PutNexthop | DelNexthop
     | PutFdb | DelFdb | PutNeigh | DelNeigh | SetFirewall
 )  # fmt: skip

@@ -17,7 +17,7 @@ from meshd.plan.desired import desired_parts, firewall_text, members_of, merged,
 from meshd.plan.diff import diff, findings
 from meshd.plan.fight import Fights
 from meshd.plan.objects import Dump, Finding, Kernel, Link
-from meshd.plan.ops import Op, PutLink, SetFirewall
+from meshd.plan.ops import Op, PutLink, RenameLink, SetFirewall
 from meshd.plan.part import Part, add_remotes, has_rival, remote_rows, remove_remote
 from meshd.plan.view import View
 
@@ -103,6 +103,10 @@ class Shadow:
             error = failures.get(op)
             if error is None:
                 kernels.carry_out(self.have, op)
+                if isinstance(op, RenameLink):
+                    self.vanished = {
+                        id_: at for id_, at in self.vanished.items() if names.veth(id_) != op.new
+                    }
             else:
                 self.failed[op] = error
                 if isinstance(op, PutLink) and op.link.kind == "veth":

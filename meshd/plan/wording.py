@@ -15,6 +15,7 @@ from meshd.plan.ops import (
     PutNeigh,
     PutNexthop,
     RemakeLink,
+    RenameLink,
     SetFirewall,
 )
 
@@ -72,6 +73,8 @@ def of(op: Op) -> Named:
     match op:
         case PutLink() | RemakeLink():
             return link(op.link.name)
+        case RenameLink():
+            return link(op.new)
         case DelLink():
             return link(op.name)
         case PutAddr() | DelAddr():

@@ -254,7 +254,7 @@ async def _plug_in_alone(
     attachment: Attachment,
 ) -> None:
     mtu = mtu_of(cluster, network)
-    host_end = Link(attachment.host_if, "veth", names.alias(cluster.mark, network.id), mtu)
+    host_end = Link(attachment.host_if, "veth", names.alias(cluster.mark, network.id, endpoint_id), mtu)
     with cluster.reconciler.making(attachment.host_if):
         await cluster.reconciler.in_kernel_thread(
             cluster.kernel.create_veth, host_end, attachment.peer_if, endpoint.mac, mtu

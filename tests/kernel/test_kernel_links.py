@@ -11,7 +11,7 @@ from meshd.errors import KernelError
 from meshd.kernel.links import must_remake
 from meshd.kernel.namespace import Namespace
 from meshd.plan.objects import Link, Port, Vxlan
-from meshd.plan.ops import DelLink, PutLink, RemakeLink
+from meshd.plan.ops import DelLink, PutLink, RemakeLink, RenameLink
 
 QUIET = {
     "learning": False,
@@ -268,3 +268,27 @@ def test_pyroute2_is_not_imported_whole_and_is_there_for_others():
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+
+
+def test_a_renamed_device_gets_its_name_back_with_its_ports_and_stays_up(host):
+    bring_up(host)
+    before = devices(host)
+    for name in (BRIDGE, VXLAN):
+        host.run("ip", "link", "set", name, "name", "mine0")
+        assert host.kernel.apply([RenameLink("mine0", name)]) == []
+    after = devices(host)
+    for name in (BRIDGE, VXLAN):
+        assert (after[name]["ifindex"], after[name].get("master"), after[name]["flags"]) == (
+            before[name]["ifindex"], before[name].get("master"), before[name]["flags"],
+        )  # fmt: skip
+
+
+def test_a_name_that_somebody_else_uses_is_not_taken_from_him(host):
+    bring_up(host)
+    host.run("ip", "link", "set", VXLAN, "name", "mine0")
+    host.run("ip", "link", "add", VXLAN, "type", "bridge")
+    ((_, error),) = host.kernel.apply([RenameLink("mine0", VXLAN)])
+    assert (error.errno, error.words) == (errno.EEXIST, "it exists without meshd's mark")
+    host.run("ip", "link", "add", "theirs0", "type", "bridge")
+    ((_, error),) = host.kernel.apply([RenameLink("theirs0", BRIDGE)])
+    assert error.words == "it exists without meshd's mark"

@@ -54,7 +54,7 @@ def test_one_overlay_on_two_hosts_is_exactly_this():
             veth: Link(
                 veth,
                 "veth",
-                alias,
+                f"{alias}:{id_of('web').hex()[:8]}",
                 1450,
                 master=bridge,
                 port=Port(

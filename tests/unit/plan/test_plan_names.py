@@ -59,6 +59,10 @@ def test_the_mark_names_cluster_and_network_and_is_read_back():
     mark = names.cluster_mark(bytes.fromhex("c1c2c3c4" + "00" * 12))
     assert names.alias(mark, NETWORK) == "meshd:c1c2c3c4:0123456789abcdef0123456789abcdef"
     assert names.alias_network(names.alias(mark, NETWORK), mark) == NETWORK
+    assert (
+        names.alias(mark, NETWORK, b"\x77" * 16) == "meshd:c1c2c3c4:0123456789abcdef0123456789abcdef:77777777"
+    )
+    assert names.alias_network(names.alias(mark, NETWORK, b"\x77" * 16), mark) == NETWORK
     assert names.alias_network(names.alias("00000000", NETWORK), mark) is None
     assert names.alias_network("meshd:c1c2c3c4:zz", mark) is None
     assert names.alias_network("uplink to rack 4", mark) is None

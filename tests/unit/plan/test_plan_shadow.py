@@ -102,6 +102,26 @@ def test_rows_of_a_host_failed_for_days_go_when_deletions_may_and_come_back_with
     assert bench.kernel.state == whole
 
 
+@pytest.mark.parametrize("device", ["mo11111111", "mv11111111", names.veth(id_of("web"))])
+def test_a_renamed_device_gets_its_name_back_and_keeps_all_that_is_on_it(device):
+    bench = running()
+    bench.kernel.rename(device, "mine0")
+    (finding,) = bench.shadow.inspect(bench.world.view(), bench.kernel.dump(""))["missing"]
+    assert (finding.what, finding.why) == (f"dev {device}", "is named mine0")
+    assert bench.compare() == [ops.RenameLink("mine0", device)]
+    assert bench.kernel.state == desired(bench.world.view())
+    assert bench.shadow.have == bench.kernel.state
+    assert bench.shadow.vanished == {}
+
+
+def test_two_devices_renamed_at_once_get_their_own_names():
+    bench = running()
+    bench.kernel.rename("mo11111111", "mine0")
+    bench.kernel.rename("mv11111111", "mine1")
+    bench.compare()
+    assert bench.kernel.state == desired(bench.world.view())
+
+
 def test_an_endpoint_of_a_network_that_is_not_programmed_here_costs_nothing():
     bench = running()
     bench.world.networks[RED] = OVERLAY

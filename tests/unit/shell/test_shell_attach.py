@@ -49,7 +49,7 @@ async def test_attach_makes_one_endpoint_with_its_link_its_records_and_its_rows_
     assert found.endpoint.host == host.me
     link, peer, mac, mtu = host.kernel.links[found.attachment.host_if]
     assert (link.alias, link.kind, link.mtu, mtu) == (
-        f"meshd:{host.mark}:{network.id.hex()}",
+        f"meshd:{host.mark}:{network.id.hex()}:{found.id.hex()[:8]}",
         "veth",
         1450,
         1450,
