@@ -143,6 +143,7 @@ async def _serve(
         cluster.start(nursery)
         nursery.start_soon(writer.run, cluster.store.everything)
         nursery.start_soon(cluster.gossip.run)
+        nursery.start_soon(cluster.lag.run)
         nursery.start_soon(cluster.streams.serve)
         await cluster.publish_facts(host_facts(cluster, underlay, name))
         cluster.gossip.underlay(underlay.mtu)

@@ -77,6 +77,20 @@ class Client:
             raise refusal(response.status, document)
         return response.status, document
 
+    def text(self, where: str) -> str:
+        """GET a page that is not JSON, ``where`` its whole path. Raises as ``ask`` does."""
+        connection = self._send("GET", where, None)
+        try:
+            response = connection.getresponse()
+            raw = response.read()
+        except (OSError, http.client.HTTPException) as error:
+            raise self._broken(error, "GET") from None
+        finally:
+            connection.close()
+        if response.status >= 400:
+            raise refusal(response.status, self._document(raw))
+        return raw.decode(errors="replace")
+
     def lines(self, *segments: str, **query: str | int | None) -> Iterator[Any]:
         """GET a stream of JSON documents, one a line, and yield each as it comes; waits for ever between them."""
         connection = self._send("GET", target(segments, query), None)

@@ -1,8 +1,9 @@
-"""The commands that ask one question and print the answer: status, members, leave, diff, events, version.
+"""The commands that ask one question and print the answer: status, members, leave, diff, events, metrics, version.
 
 They decide how an answer reads for people and, for ``diff``, the exit status; JSON goes out as the daemon said it.
 """
 
+import re
 from collections.abc import Iterator
 from functools import partial
 from typing import Any
@@ -83,10 +84,16 @@ def _status_lines(found: dict[str, Any]) -> list[str]:
             ("networks", found.get("networks")),
             ("endpoints", found.get("endpoints")),
             ("kernel", drift),
+            ("loop", _lag(found.get("loop") or {})),
             ("primary key", (found.get("keys") or {}).get("primary")),
             *(("health", finding) for finding in found.get("health") or []),
         ]
     )
+
+
+def _lag(loop: dict[str, Any]) -> str:
+    last, worst = (_measure(loop.get(key), ".1f", "ms") or "-" for key in ("lag_ms", "lag_worst_ms"))
+    return f"woke {last} late, at worst {worst} within a minute"
 
 
 @click.command()
@@ -146,6 +153,31 @@ def _event_line(event: dict[str, Any]) -> Iterator[str]:
         f"{escaped(key)}={printable(value)}" for key, value in event.items() if key not in ("time", "kind")
     )
     yield f"{moment(event.get('time'))}  {printable(event.get('kind'))}  {rest}".rstrip()
+
+
+@click.command()
+@click.pass_obj
+def metrics(invocation: Invocation) -> None:
+    """Show the daemon's counters in Prometheus' text format, as GET /metrics on its socket does.
+
+    With -o json: a list of {"name","labels","value"}.
+    """
+    text = Client(invocation.socket).text("/metrics")
+    invocation.emit(list(map(_sample, _samples(text))), text.splitlines)
+
+
+SAMPLE = re.compile(r"(?P<name>\w+)(?:\{(?P<labels>.*)\})? (?P<value>\S+)")
+LABEL = re.compile(r'(\w+)="((?:[^"\\]|\\.)*)"')
+
+
+def _samples(text: str) -> list[re.Match[str]]:
+    """Return the lines that hold a value."""
+    return [found for line in text.splitlines() if (found := SAMPLE.fullmatch(line))]
+
+
+def _sample(found: re.Match[str]) -> dict[str, Any]:
+    labels = dict(LABEL.findall(found["labels"] or ""))
+    return {"name": found["name"], "labels": labels, "value": float(found["value"])}
 
 
 @click.command()

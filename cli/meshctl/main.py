@@ -26,6 +26,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "endpoint": ("meshctl.endpoint:endpoint", "List and inspect endpoints."),
     "diff": ("meshctl.cluster:diff", "Compare desired against kernel state."),
     "events": ("meshctl.cluster:events", "What happened lately; --follow for what happens."),
+    "metrics": ("meshctl.cluster:metrics", "The daemon's counters, in Prometheus' text format."),
     "lab": ("meshctl.lab:lab", "Hosts in namespaces on this machine."),
     "version": ("meshctl.cluster:version", "Versions of meshctl and of the daemon."),
 }

@@ -12,7 +12,7 @@ import structlog
 import trio
 
 from meshd import __version__
-from meshd.api import shapes, views
+from meshd.api import metrics, shapes, views
 from meshd.api.body import decode
 from meshd.api.errors import WrongMethod, status_of
 from meshd.api.exchange import NDJSON, Request, Response
@@ -164,6 +164,10 @@ class _Lines:
         return _line(await anext(self._events))
 
 
+async def _metrics(call: Call) -> Response:
+    return Response(body=metrics.render(call.cluster), content_type=metrics.CONTENT_TYPE)
+
+
 async def _token(call: Call) -> Response:
     return _json(views.token(call.cluster))
 
@@ -177,6 +181,7 @@ async def _leave(call: Call) -> Response:
 
 ROUTES: tuple[Route, ...] = (
     Route("GET", "/healthz", _healthz, needs_root=False),
+    Route("GET", "/metrics", _metrics, needs_root=False),
     Route("GET", "/v1/version", _version, needs_root=False),
     Route("GET", "/v1/status", _status, needs_root=False),
     Route("GET", "/v1/members", _members, needs_root=False),
@@ -299,4 +304,6 @@ def find(method: str, path: str) -> tuple[Route, str]:
             allowed.append(route.method)
     if allowed:
         raise WrongMethod(f"{method} is not possible here", tuple(allowed))
-    raise NotFound(f"no such path: {path[:OBJECT_MAX_CHARS]}", "the paths are /healthz and those under /v1")
+    raise NotFound(
+        f"no such path: {path[:OBJECT_MAX_CHARS]}", "the paths are /healthz, /metrics and those under /v1"
+    )

@@ -137,6 +137,13 @@ class KeysShape(msgspec.Struct, frozen=True):
     primary: str
 
 
+class LoopShape(msgspec.Struct, frozen=True):
+    """How late the daemon's loop woke: the last time, and at worst within a minute."""
+
+    lag_ms: float
+    lag_worst_ms: float
+
+
 class StatusShape(msgspec.Struct, frozen=True):
     """``status``. Equal digests mean equal state; ``health``: what an operator should see to, a line each."""
 
@@ -150,6 +157,7 @@ class StatusShape(msgspec.Struct, frozen=True):
     keys: KeysShape
     health: list[str]
     version: str
+    loop: LoopShape
 
 
 class FindingShape(msgspec.Struct, frozen=True):

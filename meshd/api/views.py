@@ -16,6 +16,7 @@ from meshd.api.shapes import (
     HostShape,
     KernelShape,
     KeysShape,
+    LoopShape,
     MemberShape,
     NetworkDetail,
     NetworkShape,
@@ -66,6 +67,7 @@ def status(cluster: ClusterLike) -> StatusShape:
     states = Counter(found.state for found in cluster.members.values())
     counts = cluster.reconciler.counts()
     missing, stale = counts["missing"], counts["stale"]
+    figures = cluster.figures()
     return StatusShape(
         ready=cluster.ready,
         host=HostShape(text_id(cluster.me), me.facts.name, me.address.host),
@@ -77,6 +79,7 @@ def status(cluster: ClusterLike) -> StatusShape:
         keys=KeysShape(cluster.primary_key()[0]),
         health=cluster.health(),
         version=__version__,
+        loop=LoopShape(round(figures.lag_s * 1000, 3), round(figures.lag_worst_s * 1000, 3)),
     )
 
 

@@ -60,9 +60,11 @@ from meshd.shell.desk import Desk
 from meshd.shell.events import EventBus
 from meshd.shell.gossip import Gossip
 from meshd.shell.journal import DiskWriter
+from meshd.shell.lag import Lag
 from meshd.shell.mtuwatch import MtuWatch
 from meshd.shell.reconcile import Reconciler
 from meshd.shell.streams import Streams
+from meshd.shell.usecase import Figures
 from meshd.state.deeds import DeedBook
 from meshd.state.store import Change, Store
 from meshd.state.usage import Usage
@@ -125,6 +127,8 @@ class Cluster:
         self._stopped: dict[str, str] = {}  # why no address may be given: the alarm's kind, its text
         self.aged: frozenset[HostId] = frozenset()
         self._failed_since: dict[HostId, float] = {}
+        self.lag = Lag()
+        self._fights = 0
         self.repairs: Counter[str] = Counter()  # kernel objects repaired, by kind (wording.Named)
         self._disk = disk
         self._nhid = nhid
@@ -197,6 +201,20 @@ class Cluster:
         if degraded:
             found.append(f"UDP port {self._gossip_port} is blocked to or from: {', '.join(degraded)}")
         return found
+
+    def figures(self) -> Figures:
+        """Return what has been counted since the start."""
+        return Figures(
+            sent=self.gossip.sent,
+            received=self.gossip.received,
+            send_errors=self.gossip.send_errors,
+            core=self.node.counters,
+            repairs=self.repairs,
+            fights=self._fights,
+            journal_bytes=self._disk.bytes,
+            lag_s=self.lag.last_s,
+            lag_worst_s=self.lag.worst_s(self.now()),
+        )
 
     def seeds(self) -> list[Address]:
         """Return addresses that a new host can join by: this host's, then up to two others'."""
@@ -396,6 +414,7 @@ class Cluster:
 
     def fought_over(self, objects: Set[wording.Named]) -> None:
         """Say which kernel objects another program changes again and again, or that it has stopped."""
+        self._fights = len(objects)
         if not objects:
             del self.alarms["kernel-fight"]
             self.events.publish("kernel-fight-over")

@@ -78,6 +78,7 @@ class Gossip:
         self._on_event = on_event
         self._timer = trio.CancelScope()
         self.send_errors = 0
+        self.sent = self.received = 0
         self._pumping = False
         self._receive_bytes = DATAGRAM_MAX_BYTES
         options: list[tuple[int, int, int]] = [(socket.IPPROTO_IP, _IP_MTU_DISCOVER, _PMTUDISC_PROBE)]
@@ -124,6 +125,7 @@ class Gossip:
     def _send(self, datagram: bytes, address: Address) -> None:
         try:
             self._sock.sendto(datagram, tuple(address))
+            self.sent += 1
         except OSError as error:  # a full buffer or no route: probes and digests notice what is missing
             self.send_errors += 1
             if self.send_errors & (self.send_errors - 1) == 0:
@@ -159,6 +161,7 @@ class Gossip:
                     break
                 except OSError:  # an ICMP error of an earlier send: nothing was received
                     continue
+                self.received += 1
                 self.node.receive(datagram, Address(source[0], source[1]), self.now())
             self.pump()
 

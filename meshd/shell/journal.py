@@ -252,6 +252,11 @@ class DiskWriter:
         self._wake = trio.Event()
         self._compact_above = JOURNAL_MAX_BYTES
 
+    @property
+    def bytes(self) -> int:
+        """How long the journal is, without the snapshot."""
+        return self._journal.size
+
     async def commit(self, entries: Iterable[Entry], then: Callable[[], None] = lambda: None) -> None:
         """Return when ``entries`` are on disk and ``then`` was called. Raises Unavailable when the disk refuses;
         they are not, then.

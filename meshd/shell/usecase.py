@@ -6,6 +6,8 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Protocol, TypeVar, TypeVarTuple
 
+import msgspec
+
 from meshd.config import Settings
 from meshd.errors import KernelError
 from meshd.model import (
@@ -77,6 +79,22 @@ class ReconcilerLike(Protocol):
     def counts(self) -> dict[str, int]:
         """Return how many objects are ``missing`` and ``stale``, as far as is known without a dump."""
         ...
+
+
+class Figures(msgspec.Struct, frozen=True):
+    """What this daemon has counted since it started. ``core``: node.Node.counters; ``repairs``: kernel objects put right,
+    by kind; ``fights``: objects that another program changes again and again; ``lag_s``, ``lag_worst_s``: how late the
+    loop woke last, and at worst within LAG_WINDOW_S."""
+
+    sent: int
+    received: int
+    send_errors: int
+    core: Mapping[str, int]
+    repairs: Mapping[str, int]
+    fights: int
+    journal_bytes: int
+    lag_s: float
+    lag_worst_s: float
 
 
 class ClusterLike(Protocol):
@@ -235,6 +253,10 @@ class ClusterLike(Protocol):
 
     def health(self) -> list[str]:
         """Return what an operator should see to, a line each; empty when all is well."""
+        ...
+
+    def figures(self) -> Figures:
+        """Return what has been counted."""
         ...
 
     def seeds(self) -> list[Address]:

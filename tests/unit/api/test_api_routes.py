@@ -56,6 +56,8 @@ class Site:
         if response.stream is not None:
             return response.status, response
         lines = response.body.splitlines()
+        if response.content_type.startswith("text/plain"):
+            return response.status, response.body.decode()
         if response.content_type == "application/json":
             assert len(lines) == 1
             return response.status, json.loads(lines[0])
@@ -114,7 +116,8 @@ async def test_without_a_group_only_root_reads():
         ("GET", "/v1/networks/", 404, None),
         ("GET", "/v1/networks/a/b", 404, None),
         ("GET", "/v1/status/", 404, None),
-        ("GET", "/metrics", 404, None),
+        ("POST", "/metrics", 405, "GET"),
+        ("GET", "/v1/metrics", 404, None),
     ],
 )
 async def test_unknown_paths_and_methods(method, path, status, allow):

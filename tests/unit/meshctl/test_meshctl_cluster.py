@@ -14,7 +14,7 @@ STATUS = {
     "ready": True, "host": {"id": "a1" * 16, "name": "host1", "address": "192.0.2.1"},
     "cluster": {"id": "c3" * 4, "alive": 2, "suspect": 1, "failed": 0, "left": 0}, "digest": "d4" * 16, "networks": 4,
     "endpoints": 9, "kernel": {"in_sync": False, "missing": 2, "stale": 1}, "keys": {"primary": "1f2e"},
-    "health": ["host2 is reached by stream only"],
+    "health": ["host2 is reached by stream only"], "loop": {"lag_ms": 0.21, "lag_worst_ms": 31.5},
 }  # fmt: skip
 FINDING = {"object": "fdb", "what": "02:00:00:00:00:01 dev mv1", "why": "host2 says so"}
 
@@ -56,6 +56,7 @@ def test_a_name_with_control_characters_is_shown_escaped(daemon, meshctl):
 def test_status_says_what_is_out_of_step(daemon, meshctl):
     daemon.answers["GET /v1/status"] = (200, STATUS)
     lines = dict(line.split(":", 1) for line in meshctl("status").stdout.splitlines())
+    assert lines["loop"].strip() == "woke 0.2 ms late, at worst 31.5 ms within a minute"
     assert lines["kernel"].strip() == "2 missing, 1 stale"
     assert lines["cluster"].strip() == f"2 alive, 1 suspect, 0 failed, 0 left; id {'c3' * 4}"
     assert lines["health"].strip() == "host2 is reached by stream only"
@@ -141,3 +142,34 @@ def test_version_works_without_a_daemon(meshctl):
 def test_version_names_the_daemon_s_too(daemon, meshctl):
     daemon.answers["GET /v1/version"] = (200, {"version": "9.9"})
     assert json.loads(meshctl("-o", "json", "version").stdout)["daemon"] == "9.9"
+
+
+METRICS = b"""# HELP meshd_members Hosts.
+# TYPE meshd_members gauge
+meshd_members{state="alive"} 3.0
+meshd_refused_total{reason="tag of \\"x\\", no",host="a"} 1e+06
+meshd_networks 2.0
+"""
+
+
+def test_metrics_are_the_page_as_it_is_and_in_json_a_list(daemon, meshctl):
+    daemon.answers["GET /metrics"] = b"HTTP/1.1 200 X\r\ncontent-length: %d\r\n\r\n%s" % (
+        len(METRICS),
+        METRICS,
+    )
+    assert meshctl("metrics").stdout.encode() == METRICS
+    assert json.loads(meshctl("-o", "json", "metrics").stdout) == [
+        {"name": "meshd_members", "labels": {"state": "alive"}, "value": 3},
+        {
+            "name": "meshd_refused_total",
+            "labels": {"reason": 'tag of \\"x\\", no', "host": "a"},
+            "value": 1e6,
+        },
+        {"name": "meshd_networks", "labels": {}, "value": 2},
+    ]
+
+
+def test_metrics_of_a_daemon_that_refuses_are_its_error(daemon, meshctl):
+    daemon.answers["GET /metrics"] = (403, {"error": "no", "hint": "", "code": "forbidden"})
+    result = meshctl("metrics")
+    assert (result.exit_code, result.stderr) == (1, "error: no\n")

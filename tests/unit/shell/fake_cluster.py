@@ -30,6 +30,7 @@ from meshd.plan.view import View
 from meshd.shell.desk import Desk
 from meshd.shell.events import EventBus
 from meshd.shell.space import answer_block_ask
+from meshd.shell.usecase import Figures
 from meshd.state.deeds import DeedBook
 from meshd.state.store import Store
 from meshd.state.usage import Usage
@@ -246,6 +247,12 @@ class FakeCluster:
 
     def health(self):
         return []
+
+    def figures(self):
+        return Figures(
+            sent=7, received=8, send_errors=1, core={"refused tag": 3, "Ping": 5, "syncs": 2, "repairs": 4},
+            repairs={"fdb": 6}, fights=0, journal_bytes=4096, lag_s=0.0015, lag_worst_s=0.25,
+        )  # fmt: skip
 
     def seeds(self):
         return [Address("192.0.2.1", 7947), Address("2001:db8::1", 7947)]
