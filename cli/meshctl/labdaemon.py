@@ -62,17 +62,20 @@ class View:
             self.root.rmdir()
 
 
-def start(namespace: str, host_dir: Path, config: Path, view: View, log: Path) -> subprocess.Popen[bytes]:
-    """Start a daemon in a network namespace, its output appended to ``log``. ``config``: as the daemon sees it.
+def start(
+    namespace: str, host_dir: Path, config: Path, view: View, log: Path, package: Path | None = None
+) -> subprocess.Popen[bytes]:
+    """Start a daemon in a network namespace, its output appended to ``log``. ``config``: as the daemon sees it;
+    ``package``: a folder ``meshd`` to run instead of the installed one, open to all users.
 
     Raises Failed where the Python or the package cannot be used by the daemon's user.
     """
-    package = importlib.util.find_spec("meshd")
-    if package is None or not package.submodule_search_locations:
+    installed = importlib.util.find_spec("meshd")
+    if installed is None or not installed.submodule_search_locations:
         raise Failed(
             "the package meshd is not installed beside meshctl", "make setup, or pip install the checkout"
         )
-    code = Path(package.submodule_search_locations[0])
+    code = package or Path(installed.submodule_search_locations[0])
     if not all(file.stat().st_mode & stat.S_IROTH for file in code.rglob("*.py")):
         raise Failed(f"{code} is closed to other users, and the daemon runs as one", f"chmod -R a+rX {code}")
     python = Path(sys.executable).resolve()

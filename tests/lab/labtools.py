@@ -1,6 +1,12 @@
 """What the lab's tests share: an endpoint's namespace as a value, pings over every family."""
 
-from collections.abc import Callable
+import itertools
+import re
+import subprocess
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -59,3 +65,55 @@ def no_ping_is_lost(pairs: list[tuple[Attached, Attached]], count: int = 3) -> N
     results = [(a.name, b.name, ip, ping.result()) for a, b, ip, ping in running]
     assert [(a, b, ip, r.lost, r.sent) for a, b, ip, r in results if r.lost] == []
     assert all(r.sent == count for *_, r in results)
+
+
+PING_EVERY_MS = 10
+MONITORS = (("bridge", "monitor", "fdb"), ("ip", "monitor", "link", "neigh", "address", "nexthop"))
+OURS = re.compile(r"\bm[ovbh][0-9a-f]{8}\b")
+
+
+@contextmanager
+def nothing_is_deleted(*hosts: Host) -> Iterator[None]:
+    """Listen in the hosts' namespaces while the body runs, with iproute2: no row, address or device of ours and no
+    nexthop may be deleted."""
+    with ExitStack() as stack:
+        listening = []
+        for host, command in itertools.product(hosts, MONITORS):
+            said = stack.enter_context(tempfile.TemporaryFile("w+"))
+            argv = host.argv("stdbuf", "-oL", *command)
+            process = subprocess.Popen(argv, stdin=subprocess.DEVNULL, stdout=said, stderr=subprocess.STDOUT)
+            stack.callback(process.wait)
+            stack.callback(process.kill)
+            listening.append((host, said))
+        yield
+        time.sleep(0.1)  # what was told last is on its way through a pipe
+        told = []
+        for host, said in listening:
+            said.seek(0)
+            told += [
+                (host.name, line.strip())
+                for line in said
+                if line.startswith("Deleted") and (OURS.search(line) or "fdb" in line)
+            ]
+    assert told == []
+
+
+@contextmanager
+def pings_between(*attached: Attached) -> Iterator[None]:
+    """Ping every 10 ms between all of them while the body runs; none may be lost."""
+    pairs = [(a, b, ip) for a, b in itertools.permutations(attached, 2) for ip in b.ips]
+    running = [Ping(a.ns, ip, every_ms=PING_EVERY_MS) for a, _, ip in pairs]
+    try:
+        yield
+    finally:
+        results = [each.result() for each in running]
+    lost = {(a.name, ip): (r.lost, r.sent) for (a, _, ip), r in zip(pairs, results, strict=True) if r.lost}
+    assert lost == {}
+    assert all(result.sent > 0 for result in results)
+
+
+@contextmanager
+def undisturbed(hosts: Sequence[Host], *attached: Attached) -> Iterator[None]:
+    """No ping between the endpoints is lost while the body runs, and nothing of ours is deleted on ``hosts``."""
+    with nothing_is_deleted(*hosts), pings_between(*attached):
+        yield

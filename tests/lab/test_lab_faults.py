@@ -1,38 +1,21 @@
 """Daemons die, hosts part and meet again, somebody deletes what is ours: traffic goes on and the kernel heals."""
 
 import itertools
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 
 import pytest
-from labtools import Attach, Attached, no_ping_is_lost
+from labtools import Attach, Attached, no_ping_is_lost, undisturbed
 
 from meshctl.labcluster import Lab
 from meshctl.labhost import Host, wait_for
-from meshctl.ping import Ping
 
 VERDICT_S = 20.0
-PING_EVERY_MS = 10
 CUT = """
 table inet cut {
   chain in { type filter hook input priority -300; meta l4proto { tcp, udp } th dport 7947 drop; }
   chain out { type filter hook output priority -300; meta l4proto { tcp, udp } th dport 7947 drop; }
 }
 """
-
-
-@contextmanager
-def pings_between(*attached: Attached) -> Iterator[None]:
-    """Ping every 10 ms between all of them while the body runs; none may be lost."""
-    pairs = [(a, b, ip) for a, b in itertools.permutations(attached, 2) for ip in b.ips]
-    running = [Ping(a.ns, ip, every_ms=PING_EVERY_MS) for a, _, ip in pairs]
-    try:
-        yield
-    finally:
-        results = [each.result() for each in running]
-    lost = {(a.name, ip): (r.lost, r.sent) for (a, _, ip), r in zip(pairs, results, strict=True) if r.lost}
-    assert lost == {}
-    assert all(result.sent > 0 for result in results)
 
 
 def sees(host: Host, other: Host) -> str:
@@ -49,7 +32,7 @@ def test_kill_9_of_a_daemon_loses_no_packet_is_noticed_and_its_restart_keeps_eve
 ) -> None:
     first, second, third = lab3.hosts
     before = ips_on(first, overlay)
-    with pings_between(*trio_of_endpoints):
+    with undisturbed(lab3.hosts, *trio_of_endpoints):
         second.kill()
         for host in (first, third):
             wait_for(f"{host.name} sees host2 failed", VERDICT_S, lambda h=host: sees(h, second) == "failed")
@@ -66,7 +49,7 @@ def test_sigterm_leaves_the_data_plane_and_nobody_thinks_the_host_failed(
 ) -> None:
     first, second, _ = lab3.hosts
     failures = count(first, "member-failed")
-    with pings_between(*trio_of_endpoints):
+    with undisturbed(lab3.hosts, *trio_of_endpoints):
         second.stop()
         wait_for("host1 knows that host2 restarts", 10, lambda: restarting(first, second))
         second.start()
@@ -79,7 +62,7 @@ def test_all_daemons_killed_at_once_come_back_with_every_address_and_no_packet_l
     lab3: Lab, trio_of_endpoints: list[Attached], overlay: str
 ) -> None:
     before = ips_on(lab3.hosts[0], overlay)
-    with pings_between(*trio_of_endpoints):
+    with undisturbed(lab3.hosts, *trio_of_endpoints):
         for host in lab3.hosts:
             host.kill()
         for host in lab3.hosts:
@@ -95,7 +78,7 @@ def test_a_partition_heals_by_itself_and_what_both_sides_made_is_merged(
     lab3: Lab, trio_of_endpoints: list[Attached], overlay: str, attach: Attach
 ) -> None:
     first, second, third = lab3.hosts
-    with pings_between(*trio_of_endpoints):  # gossip is cut, the overlay's own traffic is not
+    with undisturbed(lab3.hosts, *trio_of_endpoints):  # gossip is cut, the overlay's own traffic is not
         third.run("nft", CUT)
         try:
             wait_for(
