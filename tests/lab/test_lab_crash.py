@@ -1,7 +1,7 @@
 """A dead, stopped or unheard daemon is not a dead host: nothing is lost and no row goes on anybody's host.
 
-What everybody needs to look at a host's verdict is in test_lab_faults.py too; here are the long ones. MESHD_SOAK=1
-makes minutes of seconds.
+A verdict against a host whose gossip alone is blocked: test_lab_faults.py, the partition. MESHD_SOAK=1 makes minutes
+of seconds.
 """
 
 import os
@@ -20,16 +20,9 @@ from meshctl.labhost import Host, wait_for
 
 SOAK = bool(os.environ.get("MESHD_SOAK"))
 VERDICT_S = 20.0
-STOPPED_S = 300.0 if SOAK else 12.0
-UNHEARD_S = 300.0 if SOAK else 10.0
+STOPPED_S = 300.0 if SOAK else 8.0  # after the verdict, which takes about seven
 KILLS = 100 if SOAK else 20
 AGE_H = 0.001
-UNHEARD = """
-table inet unheard {
-  chain in { type filter hook input priority -300; meta l4proto { tcp, udp } th dport 7947 drop; }
-  chain out { type filter hook output priority -300; meta l4proto { tcp, udp } th dport 7947 drop; }
-}
-"""
 
 
 def sees(host: Host, other: Host) -> str:
@@ -69,28 +62,6 @@ def test_a_daemon_that_is_stopped_for_longer_than_detection_loses_nothing_and_it
     for host in (first, third):
         assert states(host, second) == {"up"}
         assert told(host, "endpoint-up", there) == 1
-
-
-def test_a_false_verdict_against_a_host_whose_gossip_alone_is_blocked_loses_nothing(
-    lab3: Lab, trio_of_endpoints: list[Attached]
-) -> None:
-    first, second, third = lab3.hosts
-    with undisturbed(lab3.hosts, *trio_of_endpoints):
-        second.run("nft", UNHEARD)
-        try:
-            for host, other in ((first, second), (third, second), (second, first), (second, third)):
-                wait_for(
-                    f"{host.name} sees {other.name} failed",
-                    VERDICT_S,
-                    lambda h=host, o=other: sees(h, o) == "failed",
-                )
-            time.sleep(UNHEARD_S)
-        finally:
-            second.run("nft", "delete", "table", "inet", "unheard")
-        for host in lab3.hosts:
-            host.wait_alive(3)
-            host.wait_in_sync()
-    assert [states(host, other) for host in lab3.hosts for other in lab3.hosts] == [{"up"}] * 9
 
 
 def test_kill_9_and_restart_again_and_again_loses_no_packet(

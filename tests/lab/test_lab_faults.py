@@ -1,6 +1,8 @@
 """Daemons die, hosts part and meet again, somebody deletes what is ours: traffic goes on and the kernel heals."""
 
 import itertools
+import os
+import time
 from collections.abc import Callable
 
 import pytest
@@ -10,6 +12,7 @@ from meshctl.labcluster import Lab
 from meshctl.labhost import Host, wait_for
 
 VERDICT_S = 20.0
+CUT_S = 300.0 if os.environ.get("MESHD_SOAK") else 0.0  # for so long after the verdicts
 CUT = """
 table inet cut {
   chain in { type filter hook input priority -300; meta l4proto { tcp, udp } th dport 7947 drop; }
@@ -87,6 +90,7 @@ def test_a_partition_heals_by_itself_and_what_both_sides_made_is_merged(
             wait_for("host1 sees host3 failed", VERDICT_S, lambda: sees(first, third) == "failed")
             first.json("network", "create", "made-by-two", "--ipv6")
             third.json("network", "create", "made-by-one", "--ipv6")
+            time.sleep(CUT_S)
             here, there = attach(first, overlay), attach(third, overlay)
         finally:
             third.run("nft", "delete table inet cut")
