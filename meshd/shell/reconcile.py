@@ -90,6 +90,7 @@ class Reconciler:
         self._wake = trio.Event()
         self._compare_at = math.inf  # monotonic seconds: the comparison that events asked for
         self._refused_wait = REFUSED_AGAIN_S
+        self._overran = False  # events were lost since the last comparison
         self._quiet_by = math.inf  # a burst of events delays it no further than this
         self._started = self._compared = (
             self._ask_at
@@ -175,8 +176,11 @@ class Reconciler:
         async for event in self._events:
             now = trio.current_time()
             if isinstance(event, Overrun):
+                self._overran = True
                 self._ask_compare(max(now, self._started + DUMP_AGAIN_S))
-            elif _concerns_us(event):
+            elif (
+                _concerns_us(event) and not self._overran
+            ):  # else a comparison is coming, and not before its time
                 if self._quiet_by == math.inf:
                     self._quiet_by = now + DUMP_AGAIN_S
                 self._compare_at = math.inf
@@ -229,6 +233,7 @@ class Reconciler:
         """Read everything, put it right and report what somebody else had changed since the last comparison."""
         first = self._compared == -math.inf
         self._compare_at = self._quiet_by = math.inf
+        self._overran = False
         self._started = now = trio.current_time()
         view, making, fights = self._view().frozen(), set(self._making), self._fights
 
