@@ -94,7 +94,10 @@ def make_lan(lab: str, hosts: int, mtu: int = UNDERLAY_MTU) -> None:
         host = host_namespace(lab, number)
         ip("netns", "add", host)
         # what systemd/90-meshd.conf sets on a real host
-        set_sysctls(host, {"ipv4/ip_forward": "1", "ipv6/conf/all/forwarding": "1"})
+        set_sysctls(host, {
+            "ipv4/ip_forward": "1", "ipv6/conf/all/forwarding": "1",
+            "ipv4/conf/all/arp_notify": "1", "ipv6/conf/all/ndisc_notify": "1",
+        })  # fmt: skip
         batch(lan, [
             f"link add p{number} mtu {mtu} type veth peer name eth0 mtu {mtu} netns {host}",
             f"link set p{number} master {LAN_BRIDGE} up",

@@ -4,6 +4,7 @@ A verdict against a host whose gossip alone is blocked: test_lab_faults.py, the 
 of seconds.
 """
 
+import itertools
 import os
 import shutil
 import signal
@@ -12,7 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from labtools import Attached, nothing_is_deleted, undisturbed
+from labtools import Attached, no_ping_is_lost, nothing_is_deleted, undisturbed
 
 from meshctl import labdaemon
 from meshctl.labcluster import Lab
@@ -106,6 +107,21 @@ def test_an_upgrade_in_place_and_back_loses_no_packet_and_keeps_every_address(
                 host.wait_in_sync()
             wait_for(f"all hosts know all to be {expected}", 10, lambda e=expected: versions() == e)
     assert [host.json("endpoint", "ls") for host in lab3.hosts] == [before] * 3
+
+
+def test_a_host_whose_nic_is_renamed_and_gets_another_mac_is_reached_at_once(
+    lab3: Lab, trio_of_endpoints: list[Attached]
+) -> None:
+    host = lab3.hosts[1]
+    no_ping_is_lost(list(itertools.permutations(trio_of_endpoints, 2)))
+    for name, mac in (("up0", "02:00:5e:00:53:01"), ("eth0", "02:00:5e:00:53:02")):
+        old = "eth0" if name == "up0" else "up0"
+        assert host.run("ip", "link", "set", old, "name", name).returncode == 0
+        assert host.run("ip", "link", "set", name, "address", mac).returncode == 0
+        no_ping_is_lost(list(itertools.permutations(trio_of_endpoints, 2)))
+        for one in lab3.hosts:
+            one.wait_alive(3)
+            one.wait_in_sync()
 
 
 def test_rows_of_a_host_failed_for_longer_than_configured_go_and_come_back_with_it(

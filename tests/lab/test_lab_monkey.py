@@ -23,7 +23,8 @@ from meshctl.ping import Ping
 
 SOAK = bool(os.environ.get("MESHD_SOAK"))
 SEED = int(os.environ.get("MESHD_SEED", "1"))
-DEEDS = 1500 if SOAK else 90
+DEEDS = 1500 if SOAK else 70
+LIMIT_S = 900.0 if SOAK else 40.0
 REST_S = 0.1
 HITS = 2  # of one object within a minute: fewer than a fight
 MINUTE_S = 60.0
@@ -258,14 +259,16 @@ def test_whatever_a_monkey_does_every_kernel_comes_right_and_traffic_flows(
     monkeys = [Monkey(host, rng) for host in lab3.hosts]
     done: Counter[str] = Counter()
     hits: dict[tuple[str, str], list[float]] = {}
-    log = []
-    for _ in range(DEEDS):
+    log: list[str] = []
+    give_up = time.monotonic() + LIMIT_S
+    while sum(done.values()) < DEEDS and time.monotonic() < give_up:
         monkey, what = rng.choice(monkeys), rng.choice(sorted(DEEDS_THERE_ARE))
         kept = rng.getstate()
         try:
             about = Dry(monkey).which(what)
             recent = [t for t in hits.get((monkey.host.name, about), []) if time.monotonic() - t < MINUTE_S]
             if len(recent) >= HITS:
+                time.sleep(REST_S if SOAK else 0)
                 continue
             rng.setstate(kept)
             DEEDS_THERE_ARE[what](monkey)
@@ -286,7 +289,7 @@ def test_whatever_a_monkey_does_every_kernel_comes_right_and_traffic_flows(
     results = [flow.result() for flow in flows]
     assert all(result.received > 0 for result in results)
     no_ping_is_lost(pairs)
-    assert sum(done.values()) >= DEEDS // 3
+    assert sum(done.values()) >= DEEDS // 2
     assert [e for host in lab3.hosts for e in host.events() if e["kind"] == "kernel-fight"] == []
     assert {(e["name"], e["state"]) for e in lab3.hosts[0].json("endpoint", "ls")} == {
         (one.name, "up") for one in itertools.chain(*sets)
