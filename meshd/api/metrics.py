@@ -4,6 +4,7 @@ prometheus_client is imported when it is first asked for: it brings a web server
 scrapes a few megabytes.
 """
 
+import importlib
 from collections import Counter
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
@@ -20,6 +21,11 @@ KINDS = ("link", "addr", "nexthop", "fdb", "neigh", "nft")
 """What can be repaired: objects as plan/wording.py calls them."""
 REFUSED = "refused "
 """What node.Node.counters' keys start with where a message was refused; the rest says why."""
+
+
+def load() -> None:
+    """Import what ``render`` needs; blocks."""
+    importlib.import_module("prometheus_client")
 
 
 def render(cluster: ClusterLike) -> bytes:

@@ -165,6 +165,7 @@ class _Lines:
 
 
 async def _metrics(call: Call) -> Response:
+    await trio.to_thread.run_sync(metrics.load)  # the first time it takes tens of milliseconds
     return Response(body=metrics.render(call.cluster), content_type=metrics.CONTENT_TYPE)
 
 
