@@ -182,7 +182,8 @@ LAG_PERIOD_S = 0.1  # the loop's lateness is measured this often: ten wakeups of
 LAG_WINDOW_S = 60.0  # the worst of this long is what `status` shows
 
 HOUSEKEEPING_S = 5.0  # how often vanished links and tombstones are looked at
-UNDERLAY_CHECK_S = 30.0  # how often the underlay's address, MTU and routes are read anew
+UNDERLAY_CHECK_S = 30.0  # how often the underlay's address, MTU and routes are read anew, without any event
+UNDERLAY_RETRY_S = 1.0  # while this host has no usable address; a default route that returns makes no event
 LEAVE_LINGER_S = 1.0  # a leaving daemon stays this long so that its good-bye spreads
 
 # --- disk (shell/journal.py) ----------------------------------------------------------------------------

@@ -24,7 +24,6 @@ from meshd.config import (
     LEAVE_LINGER_S,
     NAME_MAX_CHARS,
     RESTART_ANNOUNCED_S,
-    UNDERLAY_CHECK_S,
     VANISHED_GRACE_S,
     Settings,
 )
@@ -39,6 +38,7 @@ from meshd.shell.cluster import Cluster, cluster_id
 from meshd.shell.gossip import Gossip, bind, keep_junk_out
 from meshd.shell.journal import DiskWriter, Journal
 from meshd.shell.notify import notify
+from meshd.shell.ownaddress import OwnAddress
 from meshd.shell.reconcile import Reconciler
 from meshd.shell.streams import Streams
 from meshd.state.store import Store
@@ -97,10 +97,11 @@ async def _run(settings: Settings, source: Path) -> bool:
         listener = trio.SocketListener(trio.socket.from_stdlib_socket(tcp))
         cluster.streams = Streams(cluster.gossip, lambda peer: _channel(node, facts.session, peer), listener)
         watch = stack.enter_context(namespace.watch())
+        own = OwnAddress(cluster, address, lambda found: host_facts(cluster, found, name))
         cluster.reconciler = Reconciler(
             namespace, watch, cluster.view,
-            deletions_allowed=lambda: node.in_sync(cluster.now()),
-            on_repair=cluster.repaired, on_fight=cluster.fought_over,
+            deletions_allowed=lambda: node.in_sync(cluster.now()), on_repair=cluster.repaired,
+            on_fight=cluster.fought_over, on_others=own.changed,
         )  # fmt: skip
         use_cases(cluster)
         cluster.adopt(now)
@@ -112,7 +113,7 @@ async def _run(settings: Settings, source: Path) -> bool:
             cluster.alarm(
                 "cloned-image", "the state on this disk was another machine's: this host has a new identity"
             )
-        await _serve(cluster, writer, underlay, name, run_dir, source)
+        await _serve(cluster, writer, own, host_facts(cluster, underlay, name), run_dir, source)
         return cluster.left.is_set()
     raise AssertionError("unreachable: an error is raised, never swallowed")
 
@@ -137,7 +138,7 @@ def use_cases(cluster: Cluster) -> None:
 
 
 async def _serve(
-    cluster: Cluster, writer: DiskWriter, underlay: Underlay, name: str, run_dir: Path, source: Path
+    cluster: Cluster, writer: DiskWriter, own: OwnAddress, facts: HostFacts, run_dir: Path, source: Path
 ) -> None:
     async with trio.open_nursery() as nursery:
         cluster.start(nursery)
@@ -145,8 +146,8 @@ async def _serve(
         nursery.start_soon(cluster.gossip.run)
         nursery.start_soon(cluster.lag.run)
         nursery.start_soon(cluster.streams.serve)
-        await cluster.publish_facts(host_facts(cluster, underlay, name))
-        cluster.gossip.underlay(underlay.mtu)
+        await cluster.publish_facts(facts)
+        cluster.gossip.underlay(facts.underlay_mtu)
         await _ensure_bridge(cluster)
         await attach.release_other_boots(cluster)
         api = await server.open_api(cluster, run_dir)
@@ -154,12 +155,17 @@ async def _serve(
         await cluster.reconciler.start()
         nursery.start_soon(cluster.reconciler.run)
         cluster.forwarding = await cluster.reconciler.in_kernel_thread(cluster.kernel.forwarding)
-        nursery.start_soon(_keep_house, cluster, name)
+        nursery.start_soon(own.run)
+        nursery.start_soon(_keep_house, cluster)
         cluster.ready = True
         log.info(
-            "ready", host=name, id=cluster.me.hex(), config=str(source), endpoints=len(cluster.attachments)
+            "ready",
+            host=facts.name,
+            id=cluster.me.hex(),
+            config=str(source),
+            endpoints=len(cluster.attachments),
         )
-        notify("READY=1", f"STATUS=host {name}, {len(cluster.alive())} hosts alive")
+        notify("READY=1", f"STATUS=host {facts.name}, {len(cluster.alive())} hosts alive")
         await _until_stopped(cluster)
         notify("STOPPING=1")
         await api.stop()
@@ -192,9 +198,8 @@ async def _until_stopped(cluster: Cluster) -> None:
         nursery.cancel_scope.cancel()
 
 
-async def _keep_house(cluster: Cluster, name: str) -> None:
-    """What nobody asks for but must happen: endpoints whose link is gone, tombstones, a changed underlay."""
-    checked = cluster.now()
+async def _keep_house(cluster: Cluster) -> None:
+    """What nobody asks for but must happen: endpoints whose link is gone, tombstones."""
     moved: set[EndpointId] = set()
     while True:
         await trio.sleep(HOUSEKEEPING_S)
@@ -212,14 +217,6 @@ async def _keep_house(cluster: Cluster, name: str) -> None:
                     await cluster.release(endpoint)
             await cluster.collect_tombstones()
             cluster.age_rows()
-            if now - checked >= UNDERLAY_CHECK_S:
-                checked = now
-                underlay = await cluster.reconciler.in_kernel_thread(
-                    cluster.kernel.underlay, cluster.settings.gossip.bind
-                )
-                await cluster.publish_facts(host_facts(cluster, underlay, name))
-                cluster.gossip.underlay(underlay.mtu)
-                cluster.forwarding = await cluster.reconciler.in_kernel_thread(cluster.kernel.forwarding)
         except MeshdError as error:
             log.warning("housekeeping", error=error.what)
         cluster.mtu.look(cluster)

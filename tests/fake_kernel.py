@@ -70,7 +70,7 @@ class FakeKernel:
                 if have is None:
                     if link.kind == "veth":
                         raise refused(errno.ENODEV)
-                elif (have.kind, have.vxlan) != (link.kind, link.vxlan):
+                elif _fixed(have) != _fixed(link):
                     raise refused(errno.EEXIST)
                 else:
                     if have.master != link.master:
@@ -145,3 +145,9 @@ class FakeKernel:
 
 def refused(number):
     return KernelError("the kernel refused", errno=number, words=errno.errorcode[number])
+
+
+def _fixed(link):
+    """What no device changes while it lives; a vxlan device's own address may, within its family."""
+    vxlan = link.vxlan
+    return link.kind, vxlan and (vxlan.vni, vxlan.port, len(vxlan.local))

@@ -27,11 +27,13 @@ def must_remake(want: Link, have: Link) -> str | None:
         return f"is a {have.kind}, not a {want.kind}"
     if want.vxlan is None or have.vxlan is None:
         return None
-    for field in ("vni", "local", "port"):
+    for field in ("vni", "port"):
         old, new = getattr(have.vxlan, field), getattr(want.vxlan, field)
         if old != new:
-            show = (lambda ip: ipaddress.ip_address(ip) if ip else "none") if field == "local" else str
-            return f"{field} is {show(old)}, not {show(new)}"
+            return f"{field} is {old}, not {new}"
+    if len(have.vxlan.local) != len(want.vxlan.local):  # within a family the kernel changes it in place
+        told = [ipaddress.ip_address(ip) if ip else "none" for ip in (have.vxlan.local, want.vxlan.local)]
+        return f"local is {told[0]}, not {told[1]}"
     return None
 
 

@@ -13,7 +13,7 @@ from typing import Any
 from meshd.config import VXLAN_TTL
 from meshd.kernel import frames
 from meshd.kernel.codec import link_message
-from meshd.kernel.linkdump import RTM_DELLINK, RTM_NEWLINK, Seen
+from meshd.kernel.linkdump import RTM_DELLINK, RTM_NEWLINK, Seen, to_link
 from meshd.plan.objects import Link, Port, Vxlan
 
 ADDR_GEN_MODE_NONE = 1
@@ -44,6 +44,9 @@ def adjust(link: Link, seen: Seen, master: int, *, inet6: bool) -> list[bytes]:
         first.append(("IFLA_MASTER", master))
     if link.mac is not None and seen.mac != link.mac:
         first.append(("IFLA_ADDRESS", link.mac.hex(":")))
+    if link.vxlan is not None and _own_address(seen) != link.vxlan.local:
+        info: _Attrs = [("IFLA_INFO_KIND", "vxlan"), ("IFLA_INFO_DATA", {"attrs": [_local(link.vxlan)]})]
+        first.append(("IFLA_LINKINFO", {"attrs": info}))
     messages = [link_message(RTM_NEWLINK, frames.REQUEST, first, index=seen.ifindex)] if first else []
     return messages + _settle(link, seen.ifindex, inet6)
 
@@ -114,11 +117,22 @@ def _data(link: Link, df: bool) -> _Attrs:
     return [] if link.vxlan is None else _vxlan(link.vxlan, df)
 
 
+def _local(vxlan: Vxlan) -> tuple[str, str]:
+    """Name the source address of the device's packets: all of a vxlan device that the kernel changes in place."""
+    name = "IFLA_VXLAN_LOCAL" if len(vxlan.local) == 4 else "IFLA_VXLAN_LOCAL6"
+    return name, str(ipaddress.ip_address(vxlan.local))
+
+
+def _own_address(seen: Seen) -> bytes:
+    """Return the packed source address that a vxlan device has."""
+    have = to_link(seen, None)
+    return have.vxlan.local if have is not None and have.vxlan is not None else b""
+
+
 def _vxlan(vxlan: Vxlan, df: bool) -> _Attrs:
-    v4 = len(vxlan.local) == 4
     attrs: _Attrs = [
         ("IFLA_VXLAN_ID", vxlan.vni),
-        ("IFLA_VXLAN_LOCAL" if v4 else "IFLA_VXLAN_LOCAL6", str(ipaddress.ip_address(vxlan.local))),
+        _local(vxlan),
         ("IFLA_VXLAN_PORT", vxlan.port),
         ("IFLA_VXLAN_TTL", VXLAN_TTL),
         ("IFLA_VXLAN_LEARNING", 0),

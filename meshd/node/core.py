@@ -242,6 +242,13 @@ class Node:
             self._want_sync(peer, address, now)
         self._settle(now)
 
+    def move(self, address: Address, now: float) -> None:
+        """This host's socket is at ``address`` from now on: tell everybody. Datagrams taken after this call leave
+        by the new socket."""
+        self._address = address
+        self.swim.move(address, now)
+        self._settle(now)
+
     def leave(self, now: float) -> None:
         """Say good-bye for good: everybody takes this host off its list."""
         self.swim.leave(now)

@@ -34,10 +34,7 @@ from meshd.plan.wording import Named
 LINK_ORDER = {"bridge": 0, "vxlan": 1, "veth": 2}
 """A bridge before what is put on it."""
 
-REMADE_FIELDS = ("kind", "vxlan")
-"""Link fields that the kernel cannot change on a device that exists. All others are adjusted in place."""
-
-ADJUSTED_FIELDS = ("alias", "mtu", "mac", "master", "port", "up")
+COMPARED_FIELDS = ("kind", "vxlan", "alias", "mtu", "mac", "master", "port", "up")
 
 MAC_BYTES = 6
 
@@ -49,12 +46,23 @@ WHY_STALE = "no record explains it"
 def link_differences(want: Link, have: Link) -> dict[str, str]:
     """Say field by field how a device differs; empty when it does not. None in ``want`` is not compared."""
     differences = {}
-    for field in (*REMADE_FIELDS, *ADJUSTED_FIELDS):
+    for field in COMPARED_FIELDS:
         desired, found = getattr(want, field), getattr(have, field)
         optional = field in ("mac", "port") and desired is None
         if desired != found and not optional:
             differences[field] = _difference(field, found, desired)
     return differences
+
+
+def must_remake(want: Link, have: Link) -> bool:
+    """Tell whether a device differs in what the kernel cannot change on one that exists: its kind; of a vxlan
+    device its VNI, port and the family of its own address. All else is adjusted in place, its address too."""
+    if want.kind != have.kind or (want.vxlan is None) is not (have.vxlan is None):
+        return True
+    if want.vxlan is None or have.vxlan is None:
+        return False
+    fixed = [(vxlan.vni, vxlan.port, len(vxlan.local)) for vxlan in (want.vxlan, have.vxlan)]
+    return fixed[0] != fixed[1]
 
 
 def diff(desired: Kernel, actual: Kernel, *, deletions: bool, gone: Kernel | None = None) -> list[Op]:
@@ -107,7 +115,7 @@ class _Loss:
                 self.absent.add(name)
             elif have is not None:
                 differences = link_differences(want, have)
-                if differences.keys() & set(REMADE_FIELDS):
+                if must_remake(want, have):
                     self.remade.add(name)
                 if "mac" in differences:
                     self.renumbered.add(name)
@@ -133,12 +141,13 @@ def _links(desired: Kernel, actual: Kernel) -> Iterator[Op]:
                 yield PutLink(want)
             continue
         differences = link_differences(want, have)
-        fixed = [differences[field] for field in REMADE_FIELDS if field in differences]
+        fixed = must_remake(want, have)
         if fixed and want.kind == "veth":
             continue  # only its endpoint's attach can make one
         if fixed:
             remade.add(want.name)
-            yield RemakeLink(want, "; ".join(fixed))
+            why = [differences[field] for field in ("kind", "vxlan") if field in differences]
+            yield RemakeLink(want, "; ".join(why))
         elif differences or have.master in remade:
             yield PutLink(want)
 

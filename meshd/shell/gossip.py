@@ -100,6 +100,12 @@ class Gossip:
         self.node.underlay(mtu, self.now())
         self.pump()
 
+    def rebind(self, sock: socket.socket) -> None:
+        """Send and receive by another bound socket from now on; the one before is closed."""
+        before, self._sock = self._sock, sock
+        trio.lowlevel.notify_closing(before)
+        before.close()
+
     def pump(self) -> None:
         """Send what the node wants sent, act on what happened, and arm the one timer. Call after every change."""
         if self._pumping:
@@ -153,10 +159,14 @@ class Gossip:
 
     async def _receive(self) -> None:
         while True:
-            await trio.lowlevel.wait_readable(self._sock)
+            sock = self._sock
+            try:
+                await trio.lowlevel.wait_readable(sock)
+            except trio.ClosedResourceError:  # by rebind
+                continue
             for _ in range(DRAIN_PACKETS):
                 try:
-                    datagram, source = self._sock.recvfrom(self._receive_bytes + 1)
+                    datagram, source = sock.recvfrom(self._receive_bytes + 1)
                 except BlockingIOError:
                     break
                 except OSError:  # an ICMP error of an earlier send: nothing was received

@@ -62,11 +62,13 @@ class Reconciler:
         deletions_allowed: Callable[[], bool],
         on_repair: Callable[[Sequence[Op]], None],
         on_fight: Callable[[Set[Named]], None],
+        on_others: Callable[[], None] = lambda: None,
     ) -> None:
         """``view``: the state now; its mappings are copied. ``deletions_allowed``: in sync with peers, so that
         what no record explains is really gone. ``on_repair``: told of ops that put right what somebody else
         had changed, once carried out. ``on_fight``: told of all objects that another program fights over, each
-        time that these become others.
+        time that these become others. ``on_others``: told that a device or address that is not ours changed, the
+        underlay's perhaps.
         """
         self._namespace = namespace
         self._events = events
@@ -74,6 +76,7 @@ class Reconciler:
         self._deletions_allowed = deletions_allowed
         self._on_repair = on_repair
         self._on_fight = on_fight
+        self._on_others = on_others
         self._kernel_work = trio.CapacityLimiter(1)
         self._shadow = Shadow()  # touched only by the thread that holds the limiter
         self._failed: dict[Op, KernelError] = {}  # copies of what it said last
@@ -177,6 +180,7 @@ class Reconciler:
             now = trio.current_time()
             if isinstance(event, Overrun):
                 self._overran = True
+                self._on_others()
                 self._ask_compare(max(now, self._started + DUMP_AGAIN_S))
             elif (
                 _concerns_us(event) and not self._overran
@@ -185,6 +189,8 @@ class Reconciler:
                     self._quiet_by = now + DUMP_AGAIN_S
                 self._compare_at = math.inf
                 self._ask_compare(min(now + EVENT_SETTLE_S, self._quiet_by))
+            elif event.what in ("link", "address") and not names.is_ours(event.name):
+                self._on_others()
 
     def _ask_compare(self, when: float) -> None:
         """Ask for a full comparison, leaving the kernel and this process time between two of them: at 100,000

@@ -46,12 +46,21 @@ class Streams:
         self._node = gossip.node
         self._make = make_channel
         self._listener = listener
+        self._accepting = trio.CancelScope()
         self._inbound = trio.CapacityLimiter(STREAMS_INBOUND)
         self._outbound = trio.CapacityLimiter(STREAMS_OUTBOUND)
 
     async def serve(self) -> None:
         """Answer peers' streams, for ever."""
-        await trio.serve_listeners(self._serve_one, [self._listener])
+        async with trio.open_nursery() as handlers:
+            while True:
+                with trio.CancelScope() as self._accepting:
+                    await trio.serve_listeners(self._serve_one, [self._listener], handler_nursery=handlers)
+
+    def rebind(self, listener: trio.SocketListener) -> None:
+        """Accept at another socket from now on; the one before is closed, streams under way go on."""
+        self._listener = listener
+        self._accepting.cancel()
 
     async def _serve_one(self, stream: trio.SocketStream) -> None:
         try:

@@ -10,6 +10,8 @@ what this host says of itself. It must not know datagrams, addresses' use, or an
 import math
 from collections.abc import Callable, Mapping
 
+import msgspec
+
 from meshd.config import PAUSE_S, RESTART_MAX_S
 from meshd.messages import Ack, IndirectAck, Message, Nack, Ping, PingReq, Restarting, Suspect, View
 from meshd.model import Address, HostId, Item, MemberFacts, Rng
@@ -157,6 +159,13 @@ class Swim:
         for target, nonce in self._prober.take_pings():
             self._ping(target, nonce)
         self._others.tick(now)
+
+    def move(self, address: Address, now: float) -> None:
+        """This host's gossip socket is at ``address`` from now on: everybody is told, at a higher incarnation."""
+        self._woke(now)
+        facts = self.members[self.me].facts
+        self._own.move(msgspec.structs.replace(facts, address=address.packed, port=address.port))
+        self._roster.apply(self._own.item)
 
     def leave(self, now: float) -> None:
         """Say good-bye for good: take_items gives the LEFT item, and nothing is done or answered any more."""

@@ -93,6 +93,12 @@ class OwnClaim:
         self.item = self._claim(self.incarnation, Rank.LEFT)
         self.pending = True
 
+    def move(self, facts: MemberFacts) -> None:
+        """Say other facts of this life (another address) from now on, above what was said before."""
+        self._facts = facts
+        if not self.left:
+            self._raise_above(self.incarnation)
+
     def _outbid(self, incarnation: int, now: float, *, at_once: bool = False) -> bool:
         """Go above ``incarnation``; False if a clone makes that too often.
 

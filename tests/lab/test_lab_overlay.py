@@ -169,26 +169,6 @@ def test_a_removed_network_leaves_nothing_in_any_kernel(
     wait_for("others forget it", 10, lambda: second.meshctl("network", "inspect", network).returncode == 1)
 
 
-def test_an_underlay_of_v6_carries_both_families(tmp_path: Path) -> None:
-    lab = Lab.up(2, tmp_path / "lab", underlay=6)
-    try:
-        first, second = lab.hosts
-        first.json("network", "create", "blue", "--ipv6")
-        second.wait_network("blue")
-        made = []
-        for host in lab.hosts:
-            ns = lab.container(host.name)
-            endpoint = host.json("attach", "blue", "--netns", f"/run/netns/{ns}", "--name", f"on-{host.name}")
-            made.append(Attached(host, ns, endpoint))
-        for host in lab.hosts:
-            host.wait_rows(*(one.mac for one in made))
-        no_ping_is_lost(list(itertools.permutations(made, 2)))
-        for host in lab.hosts:
-            host.wait_in_sync()
-    finally:
-        lab.down()
-
-
 def endpoints(host: Host, network: str) -> list[str]:
     return [str(e["name"]) for e in host.json("endpoint", "ls", "--network", network)]
 

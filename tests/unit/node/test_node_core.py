@@ -28,11 +28,16 @@ class Net:
         self.lost = lambda source, destination: False
         self.streams = True
         self.carries = {}  # (source, destination) -> largest IP packet
+        self.moved = {}
         for name in names:
             self.boot(name)
 
     def address(self, name):
-        return Address(f"192.0.2.{ord(name) - 96}", 7947)
+        return self.moved.get(name) or Address(f"192.0.2.{ord(name) - 96}", 7947)
+
+    def move(self, name, host):
+        self.moved[name] = Address(host, 7947)
+        self.nodes[name].move(self.moved[name], self.now)
 
     def boot(self, name, seeds="a", incarnation=None):
         store = self.stores.setdefault(name, Store(b"secret"))
@@ -220,6 +225,27 @@ def test_a_partition_heals_without_help_even_when_both_sides_restarted_meanwhile
         assert net.states(name) == dict.fromkeys("abcd", "alive"), name
     assert len(net.digests()) == 1
     assert right
+
+
+def test_a_host_whose_address_changes_is_reached_there_at_once_and_never_failed(net):
+    net.move("c", "192.0.2.77")
+    net._exchange()
+    assert {node.address_of(b"c" * 16) for name, node in net.nodes.items() if name != "c"} == {
+        Address("192.0.2.77", 7947)
+    }
+    net.run(20.0)
+    assert all(net.states(name) == dict.fromkeys("abcd", "alive") for name in "abcd")
+    assert not [e for events in net.events.values() for e in events if type(e).__name__ == "MemberFailed"]
+
+
+def test_a_host_that_moves_while_nobody_hears_is_found_again(net):
+    net.lost = lambda source, destination: "c" in (source, destination)
+    net.move("c", "192.0.2.77")
+    net.run(12.0)
+    net.lost = lambda source, destination: False
+    net.run(20.0)
+    assert all(net.states(name) == dict.fromkeys("abcd", "alive") for name in "abcd")
+    assert len(net.digests()) == 1
 
 
 def test_a_host_that_leaves_is_gone_at_once_and_not_retried(net):

@@ -149,7 +149,7 @@ def test_a_veths_mac_is_nobodys_business():
     ("vxlan", "why"),
     [
         (Vxlan(7, bytes([192, 0, 2, 1]), 4789), "vni is 7, should be 5001"),
-        (Vxlan(5001, bytes([192, 0, 2, 9]), 4789), "local is 192.0.2.9, should be 192.0.2.1"),
+        (Vxlan(5001, bytes(15) + b"\x09", 4789), "local is ::9, should be 192.0.2.1"),
         (Vxlan(5001, bytes([192, 0, 2, 1]), 8472), "port is 8472, should be 4789"),
     ],
 )
@@ -159,6 +159,12 @@ def test_what_the_kernel_cannot_change_is_made_anew_with_all_that_was_on_it(vxla
     assert kinds(todo) == ["RemakeLink", "PutFdb", "PutFdb"]
     assert todo[0].link == full.links[VXLAN]
     assert todo[0].why == why
+
+
+def test_a_vxlan_devices_own_address_is_changed_in_place_and_costs_no_row():
+    full = wanted()
+    todo = diff(full, spoiled(VXLAN, vxlan=Vxlan(5001, bytes([192, 0, 2, 9]), 4789)), deletions=True)
+    assert todo == [ops.PutLink(full.links[VXLAN])]
 
 
 def test_a_port_that_left_its_bridge_gets_its_bridge_rows_again():

@@ -5,7 +5,7 @@ from swim_net import DIGEST, EPOCH, Driven, claim, facts, host_id
 
 from meshd.config import CLONE_OUTBIDS, CLONE_REFUTE_S, INCARNATION_MAX
 from meshd.messages import Ack, Ping, Suspect, View
-from meshd.model import Rank
+from meshd.model import Address, Rank
 from meshd.swim.events import Cloned, SelfAccused, WildClaim
 
 ME = 0
@@ -32,6 +32,19 @@ def test_it_starts_above_what_its_disk_remembers_even_when_the_clock_went_back()
     fresh.drain()
     assert own_claims(fresh) == [EPOCH + 78]
     assert not fresh.events
+
+
+def test_a_host_that_moved_says_so_above_all_that_was_said():
+    host = Driven(peers=(1, 2))
+    host.swim.move(Address("192.0.2.99", 7000), host.now)
+    host.drain()
+    assert own_claims(host) == [EPOCH, EPOCH + 1]
+    assert (host.items[-1].body.address, host.items[-1].body.port) == (bytes((192, 0, 2, 99)), 7000)
+    assert host.items[-1].version.writer == facts(ME).session, (
+        "it is the same life: nobody takes it for a clone"
+    )
+    host.receive(1, suspect_me(EPOCH + 1))
+    assert host.items[-1].body.port == 7000
 
 
 def test_a_suspect_refutes_and_doubts_itself():
