@@ -30,10 +30,21 @@ from meshd.config import (
 from meshd.errors import ConfigError, MeshdError, StateError, Unavailable
 from meshd.kernel.namespace import Namespace
 from meshd.kernel.underlay import Underlay
-from meshd.model import FIRST_LOCAL_KIND, Address, EndpointId, HostFacts, HostId, Item, Key, MemberFacts
+from meshd.model import (
+    FIRST_LOCAL_KIND,
+    HOST_NETNS,
+    Address,
+    EndpointId,
+    HostFacts,
+    HostId,
+    Item,
+    Key,
+    Kind,
+    MemberFacts,
+)
 from meshd.node import Node
 from meshd.plan import names
-from meshd.shell import attach, disk, identity, networks, space
+from meshd.shell import attach, disk, hostaccess, identity, networks, space
 from meshd.shell.cluster import Cluster, cluster_id
 from meshd.shell.gossip import Gossip, bind, keep_junk_out
 from meshd.shell.journal import DiskWriter, Journal
@@ -122,10 +133,13 @@ def use_cases(cluster: Cluster) -> None:
     """Give the cluster the use cases that events start."""
 
     async def release(endpoint: EndpointId) -> object:
-        return await attach.detach(cluster, endpoint)
+        return await attach.detach(cluster, endpoint, force=True)
 
     async def gone(network: bytes) -> None:
         await networks.on_endpoint_gone(cluster, network)
+        item = cluster.store.get(Kind.NETWORK, network)
+        if item is not None and not item.dead:
+            cluster.background(hostaccess.keep, cluster, item)
 
     cluster.answer_block_ask = lambda peer, ask: space.answer_block_ask(cluster, peer, ask)
 
@@ -217,6 +231,7 @@ async def _keep_house(cluster: Cluster) -> None:
                     await cluster.release(endpoint)
             await cluster.collect_tombstones()
             cluster.age_rows()
+            await hostaccess.keep_all(cluster)  # last: without a free address it fails, each time
         except MeshdError as error:
             log.warning("housekeeping", error=error.what)
         cluster.mtu.look(cluster)
@@ -253,7 +268,10 @@ async def _never_moved(cluster: Cluster, moved: set[EndpointId]) -> list[Endpoin
     asked = {
         attachment.peer_if: id_
         for id_, attachment in cluster.attachments.items()
-        if id_ not in moved and id_ in cluster.endpoints and cluster.endpoints[id_].created_ms < old
+        if attachment.netns_cookie != HOST_NETNS
+        and id_ not in moved
+        and id_ in cluster.endpoints
+        and cluster.endpoints[id_].created_ms < old
     }
     if not asked:
         return []

@@ -160,6 +160,8 @@ class Subnet(msgspec.Struct, frozen=True, array_like=True):
 class Network(msgspec.Struct, frozen=True, array_like=True):
     """A network as the cluster knows it. ``vni`` is 0 for networks without VXLAN. ``mtu`` in bytes is what
     containers get. ``subnets`` has at most one per family; both families share one index (state/deeds.py).
+    ``host_access``: each host with an endpoint is one itself. ``broadcast``: broadcast and multicast frames reach
+    all its endpoints.
     """
 
     name: Name
@@ -177,6 +179,8 @@ class Network(msgspec.Struct, frozen=True, array_like=True):
         dict[Short, Annotated[str, msgspec.Meta(max_length=1024)]], msgspec.Meta(max_length=64)
     ] = {}
     removing: bool = False
+    host_access: bool = False
+    broadcast: bool = False
 
 
 class Endpoint(msgspec.Struct, frozen=True, array_like=True):
@@ -230,6 +234,7 @@ class Attachment(msgspec.Struct, frozen=True, array_like=True):
 
     ``netns_cookie`` (SO_NETNS_COOKIE) and ``boot_id`` name the namespace beyond doubt; ``netns_path`` is what
     the caller called it. ``host_if`` stays in the host's namespace, ``peer_if`` is what the caller moves.
+    A cookie of HOST_NETNS is the host's own namespace: the endpoint is the host itself, and ``peer_if`` stays there.
     """
 
     boot_id: Short
@@ -240,6 +245,9 @@ class Attachment(msgspec.Struct, frozen=True, array_like=True):
     peer_if: Annotated[str, msgspec.Meta(min_length=1, max_length=15)]
     request: Annotated[str, msgspec.Meta(max_length=4096)] = ""
 
+
+HOST_NETNS = 0
+"""``Attachment.netns_cookie`` of an endpoint that is the host itself: no namespace has this cookie."""
 
 Body = MemberFacts | HostFacts | Network | Endpoint | Released | Removed | Deed | Attachment | None
 

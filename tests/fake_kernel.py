@@ -68,8 +68,12 @@ class FakeKernel:
                 if link.master is not None:
                     self._need(link.master)
                 if have is None:
-                    if link.kind == "veth":
+                    if link.kind == "veth" and not (link.peer and link.master):
                         raise refused(errno.ENODEV)
+                    if link.peer:
+                        s.links[link.peer] = Link(
+                            link.peer, "veth", link.alias, link.mtu, up=False, peer=link.name
+                        )
                 elif _fixed(have) != _fixed(link):
                     raise refused(errno.EEXIST)
                 else:
@@ -87,7 +91,11 @@ class FakeKernel:
                 self._unplug(link.name)
                 s.links[link.name] = link
             case ops.DelLink(name):
-                self._unplug(name)
+                link = s.links.get(name)
+                if link is not None:  # else it went with its other end
+                    self._unplug(name)
+                    if link.peer in s.links:
+                        self._unplug(link.peer)
             case ops.PutAddr(addr):
                 self._need(addr.dev)
                 s.addrs.add(addr)

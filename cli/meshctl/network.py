@@ -31,6 +31,8 @@ def network() -> None:
 @click.option("--exclude", type=IP, multiple=True, help="Never give this address out.")
 @click.option("--ipv6", is_flag=True, help="Have an IPv6 subnet as well.")
 @click.option("--internal", is_flag=True, help="No way out of the network.")
+@click.option("--host-access", is_flag=True, help="Each host with an endpoint gets an address there itself.")
+@click.option("--broadcast", is_flag=True, help="Carry broadcast and multicast to all endpoints.")
 @click.option("--mtu", type=click.IntRange(1, 65535), help="Bytes.  [default: what the underlay carries]")
 @click.option("--vni", type=click.IntRange(1, 2**24 - 1), help="VXLAN network identifier.  [default: drawn]")
 @click.option("--opt", "options", type=KEY_VALUE, multiple=True, help="Driver option.")

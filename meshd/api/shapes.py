@@ -58,6 +58,8 @@ class NetworkDetail(NetworkShape, frozen=True):
     options: dict[str, str]
     labels: dict[str, str]
     blocks: list[BlockShape]
+    host_access: bool
+    broadcast: bool
 
 
 class EndpointShape(msgspec.Struct, frozen=True):

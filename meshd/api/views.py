@@ -99,7 +99,7 @@ def named_network(cluster: ClusterLike, name_or_id: str) -> NetworkDetail:
     if name_or_id in networks.UNMANAGED:
         return NetworkDetail(
             *_unmanaged(name_or_id), creator="", created=0.0, ip_range=[], exclude=[], options={}, labels={},
-            blocks=[],
+            blocks=[], host_access=False, broadcast=False,
         )  # fmt: skip
     return network(cluster, networks.resolve(cluster, name_or_id))
 
@@ -121,6 +121,8 @@ def network(cluster: ClusterLike, item: Item) -> NetworkDetail:
         options=dict(body.options),
         labels=dict(body.labels),
         blocks=blocks,
+        host_access=body.host_access,
+        broadcast=body.broadcast,
     )
 
 

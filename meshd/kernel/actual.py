@@ -14,7 +14,7 @@ from meshd.kernel.links import marked
 from meshd.kernel.nft import Firewall
 from meshd.model import text_ip, text_mac
 from meshd.plan import names
-from meshd.plan.objects import Addr, Dump, FdbKey, FdbTarget, Finding, Kernel, NeighKey
+from meshd.plan.objects import BROADCAST, Addr, Dump, FdbKey, FdbTarget, Finding, Kernel, NeighKey
 
 _NEXTHOPS = range(NEXTHOP_BASE, NEXTHOP_BASE + 2 * names.NEXTHOP_SLOTS)
 _FAMILIES = (2, 10)  # AF_INET, AF_INET6
@@ -66,7 +66,8 @@ def _addresses(link: netlink.Netlink, devices: Mapping[int, linkdump.Seen], foun
         device = devices.get(address.ifindex)
         if device is None or address.scope == addresses.SCOPE_LINK:
             continue
-        if device.kind == "bridge" and (not told or address.protocol == ROUTE_PROTOCOL):
+        has_ours = device.kind == "bridge" or device.name.startswith(names.HOST)
+        if has_ours and (not told or address.protocol == ROUTE_PROTOCOL):
             found.ours.addrs.add(Addr(device.name, address.ip, address.prefix))
         else:
             what = f"{text_ip(address.ip)}/{address.prefix} dev {device.name}"
@@ -101,7 +102,8 @@ def _fdb(link: netlink.Netlink, devices: Mapping[int, linkdump.Seen], found: Dum
                 target = targets.get(pair)
                 if target is None:
                     target = targets[pair] = FdbTarget(nhid=row.nhid, dst=row.dst)
-            key = FdbKey(device.name, row.mac, "master" if row.master else "self")
+            to = row.dst or b"" if target is not None and not row.master and row.mac == BROADCAST else b""
+            key = FdbKey(device.name, row.mac, "master" if row.master else "self", to)
             if target is not None and key not in fdb:
                 fdb[key] = target
             elif target is not None:

@@ -71,8 +71,9 @@ class Echoes:
         if time.monotonic() > until:
             self._devices.pop(name, None)
             return False
-        if state is not None and final is not None and final.mac is None:
-            state = msgspec.structs.replace(state, mac=None)
+        if state is not None and final is not None:
+            mac, narrow = None if final.mac is None else state.mac, state.narrow and final.narrow
+            state = msgspec.structs.replace(state, mac=mac, narrow=narrow, peer=final.peer)
         if state == final:
             self._devices.pop(name, None)
         return True

@@ -17,11 +17,15 @@ IFLA_ADDRESS, IFLA_IFNAME, IFLA_MTU, IFLA_LINK, IFLA_MASTER, IFLA_PROTINFO = 1, 
 IFLA_LINKINFO, IFLA_IFALIAS, IFLA_AF_SPEC, IFLA_EXT_MASK, IFLA_LINK_NETNSID = 18, 20, 26, 29, 37
 IFLA_INFO_KIND, IFLA_INFO_DATA, IFLA_INFO_SLAVE_KIND, IFLA_INFO_SLAVE_DATA = 1, 2, 4, 5
 IFLA_VXLAN_ID, IFLA_VXLAN_LOCAL, IFLA_VXLAN_PORT, IFLA_VXLAN_LOCAL6 = 1, 4, 15, 17
-AF_INET6 = 10
+AF_INET, AF_INET6, IFLA_INET_CONF = 2, 10, 1
+NARROW = {8: 2, 18: 2, 19: 1}
+"""plan.objects.Link.narrow in the kernel's terms, IPV4_DEVCONF_* -> value: loose rp_filter, since answers take the
+other of two devices; arp_announce and arp_ignore, since Linux answers for every address it has on any device."""
+
 OUR_KINDS = ("bridge", "vxlan", "veth")
 
-_IFINFOMSG = struct.Struct("=BxHiII")  # family, device type, ifindex, flags, change
-_BODY = frames.HEADER_BYTES + _IFINFOMSG.size
+IFINFOMSG = struct.Struct("=BxHiII")  # family, device type, ifindex, flags, change
+_BODY = frames.HEADER_BYTES + IFINFOMSG.size
 _NO_STATS = frames.attribute(IFLA_EXT_MASK, struct.pack("=I", 1 << 3))  # RTEXT_FILTER_SKIP_STATS
 _PORT = {"learning": 8, "flood": 9, "mcast_flood": 27, "bcast_flood": 30, "neigh_suppress": 32}
 """Field of plan.objects.Port -> IFLA_BRPORT_*."""
@@ -29,7 +33,7 @@ _PORT = {"learning": 8, "flood": 9, "mcast_flood": 27, "bcast_flood": 30, "neigh
 
 class Seen(NamedTuple):
     """A device as the kernel tells it. Indices are 0 where there is none; ``elsewhere``: the device that
-    ``peer`` names is in another namespace; ``inet6``: IPv6 runs on it."""
+    ``peer`` names is in another namespace; ``inet6``: IPv6 runs on it; ``inet``: its IPv4 settings, an int32 each."""
 
     ifindex: int
     name: str
@@ -42,24 +46,25 @@ class Seen(NamedTuple):
     peer: int
     elsewhere: bool
     inet6: bool
+    inet: bytes
     data: dict[int, bytes]
     port: dict[int, bytes] | None
 
 
 def dump_request() -> bytes:
     """Pack the dump request for all devices."""
-    return frames.request(RTM_GETLINK, 0, _IFINFOMSG.pack(0, 0, 0, 0, 0) + _NO_STATS)
+    return frames.request(RTM_GETLINK, 0, IFINFOMSG.pack(0, 0, 0, 0, 0) + _NO_STATS)
 
 
 def get_request(name: str) -> bytes:
     """Pack the request for one device by name."""
-    body = _IFINFOMSG.pack(0, 0, 0, 0, 0) + frames.attribute(IFLA_IFNAME, name.encode() + b"\0") + _NO_STATS
+    body = IFINFOMSG.pack(0, 0, 0, 0, 0) + frames.attribute(IFLA_IFNAME, name.encode() + b"\0") + _NO_STATS
     return frames.request(RTM_GETLINK, 0, body)
 
 
 def parse(chunk: bytes, start: int, end: int) -> Seen:
     """Read one RTM_NEWLINK message, header included."""
-    _, _, index, flags, _ = _IFINFOMSG.unpack_from(chunk, start + frames.HEADER_BYTES)
+    _, _, index, flags, _ = IFINFOMSG.unpack_from(chunk, start + frames.HEADER_BYTES)
     found = frames.attributes(chunk, start + _BODY, end)
     info = _nested(found.get(IFLA_LINKINFO))
     port = info.get(IFLA_INFO_SLAVE_DATA) if _text(info.get(IFLA_INFO_SLAVE_KIND)) == "bridge" else None
@@ -75,6 +80,7 @@ def parse(chunk: bytes, start: int, end: int) -> Seen:
         peer=_number(found.get(IFLA_LINK)),
         elsewhere=IFLA_LINK_NETNSID in found,
         inet6=AF_INET6 in _nested(found.get(IFLA_AF_SPEC)),
+        inet=_nested(_nested(found.get(IFLA_AF_SPEC)).get(AF_INET)).get(IFLA_INET_CONF, b""),
         data=_nested(info.get(IFLA_INFO_DATA)),
         port=None if port is None else _nested(port),
     )
@@ -92,7 +98,7 @@ def parse_all(chunks: Iterable[bytes]) -> list[Seen]:
 
 def parse_port(chunk: bytes, start: int, end: int) -> tuple[int, dict[int, bytes]]:
     """Read (ifindex, port attributes) of an AF_BRIDGE link event: what a bridge says of its port."""
-    index = _IFINFOMSG.unpack_from(chunk, start + frames.HEADER_BYTES)[2]
+    index = IFINFOMSG.unpack_from(chunk, start + frames.HEADER_BYTES)[2]
     return index, _nested(frames.attributes(chunk, start + _BODY, end).get(IFLA_PROTINFO))
 
 
@@ -119,6 +125,7 @@ def to_link(seen: Seen, master: str | None) -> Link | None:
         port=port,
         vxlan=vxlan,
         up=seen.up,
+        narrow=all(_number(seen.inet[4 * at - 4 : 4 * at]) == value for at, value in NARROW.items()),
     )
 
 

@@ -54,9 +54,12 @@ class Links:
         """Make each device, or bring the existing one to ``link``; in one send, or two when a bridge and its
         ports are new. Returns per link why it failed, or None."""
         outcome: list[KernelError | None] = [None] * len(links)
-        bridges = [i for i, link in enumerate(links) if link.master is None]
+        bridges = [i for i, link in enumerate(links) if link.master is None and not link.peer]
         ports = [i for i, link in enumerate(links) if link.master is not None]
-        for turn in (bridges, ports):
+        far_ends = [
+            i for i, link in enumerate(links) if link.master is None and link.peer
+        ]  # born with a port
+        for turn in (bridges, ports, far_ends):
             if turn:
                 self._ensure_turn([links[i] for i in turn], turn, outcome)
         return outcome
@@ -132,7 +135,10 @@ class Links:
                 continue
             self._echoes.device(link.name, link)
             spans.append((place, link, len(messages), seen is None))
-            if seen is None:
+            if seen is None and link.peer:
+                messages += linkwrite.create_pair(link, index, link.peer, b"", link.mtu, inet6=self._inet6)
+                messages.append(linkwrite.mark(link.peer, link.alias))
+            elif seen is None:
                 messages += linkwrite.create(link, index, inet6=self._inet6)
             else:
                 messages += linkwrite.adjust(link, seen, index, inet6=self._inet6)
@@ -184,7 +190,8 @@ def marked(seen: Seen) -> bool:
 def _objection(link: Link, seen: Seen | None) -> KernelError | None:
     """Say why the device can be neither made nor adjusted, if so."""
     if seen is None:
-        return _gone(link.name) if link.kind == "veth" else None
+        made_here = link.kind != "veth" or (link.peer and link.master)
+        return None if made_here else _gone(link.name)
     if not marked(seen):
         return _foreign(link.name)
     have = linkdump.to_link(seen, None)
@@ -197,8 +204,13 @@ def _objection(link: Link, seen: Seen | None) -> KernelError | None:
 def _is_right(link: Link, seen: Seen, master: int) -> bool:
     """Tell whether a device is as it should be."""
     have = linkdump.to_link(seen, link.master)
-    if have is not None and link.mac is None:
-        have = msgspec.structs.replace(have, mac=None)
+    if have is not None:
+        have = msgspec.structs.replace(
+            have,
+            mac=None if link.mac is None else have.mac,
+            narrow=have.narrow and link.narrow,
+            peer=link.peer,
+        )
     return have == link and seen.master == master
 
 
@@ -219,4 +231,4 @@ def _about(name: str, error: KernelError) -> KernelError:
     return KernelError(f"device {name}", error.hint, errno=error.errno, words=error.words)
 
 
-_NOTHING = Seen(0, "", "", "", False, 0, b"", 0, 0, False, False, {}, None)
+_NOTHING = Seen(0, "", "", "", False, 0, b"", 0, 0, False, False, b"", {}, None)

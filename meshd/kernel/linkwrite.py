@@ -8,12 +8,24 @@ generates an address.
 """
 
 import ipaddress
+import struct
 from typing import Any
 
 from meshd.config import VXLAN_TTL
 from meshd.kernel import frames
 from meshd.kernel.codec import link_message
-from meshd.kernel.linkdump import RTM_DELLINK, RTM_NEWLINK, Seen, to_link
+from meshd.kernel.linkdump import (
+    AF_INET,
+    IFINFOMSG,
+    IFLA_AF_SPEC,
+    IFLA_IFNAME,
+    IFLA_INET_CONF,
+    NARROW,
+    RTM_DELLINK,
+    RTM_NEWLINK,
+    Seen,
+    to_link,
+)
 from meshd.plan.objects import Link, Port, Vxlan
 
 ADDR_GEN_MODE_NONE = 1
@@ -32,7 +44,9 @@ def create_pair(
     link: Link, master: int, peer: str, peer_mac: bytes, peer_mtu: int, *, inet6: bool
 ) -> list[bytes]:
     """Encode the three steps of a veth pair's one end; the other is born in the first, and stays down."""
-    attrs: _Attrs = [("IFLA_IFNAME", peer), ("IFLA_ADDRESS", peer_mac.hex(":")), ("IFLA_MTU", peer_mtu)]
+    attrs: _Attrs = [("IFLA_IFNAME", peer), ("IFLA_MTU", peer_mtu)]
+    if peer_mac:
+        attrs.append(("IFLA_ADDRESS", peer_mac.hex(":")))
     return [_new(link, master, [("VETH_INFO_PEER", {"attrs": attrs})]), *_settle(link, 0, inet6)]
 
 
@@ -49,6 +63,11 @@ def adjust(link: Link, seen: Seen, master: int, *, inet6: bool) -> list[bytes]:
         first.append(("IFLA_LINKINFO", {"attrs": info}))
     messages = [link_message(RTM_NEWLINK, frames.REQUEST, first, index=seen.ifindex)] if first else []
     return messages + _settle(link, seen.ifindex, inet6)
+
+
+def mark(name: str, alias: str) -> bytes:
+    """Encode our mark alone, for a device that is settled later."""
+    return link_message(RTM_NEWLINK, frames.REQUEST, [("IFLA_IFNAME", name), ("IFLA_IFALIAS", alias)])
 
 
 def delete(index: int) -> bytes:
@@ -106,8 +125,18 @@ def _settle(link: Link, index: int, inet6: bool) -> list[bytes]:
         attrs.append(("IFLA_LINKINFO", {"attrs": info}))
     return [
         link_message(RTM_NEWLINK, frames.REQUEST, attrs, index=index),
+        *([_narrow(link.name)] if link.narrow else []),
         link_message(RTM_NEWLINK, frames.REQUEST, name, index=index, up=link.up),
     ]
+
+
+def _narrow(name: str) -> bytes:
+    """Encode plan.objects.Link.narrow: by netlink, since /proc/sys is read-only to the daemon."""
+    values = b"".join(frames.attribute(at, struct.pack("=I", value)) for at, value in NARROW.items())
+    inet = frames.attribute(AF_INET, frames.attribute(IFLA_INET_CONF, values))
+    named = frames.attribute(IFLA_IFNAME, name.encode() + b"\0")
+    body = IFINFOMSG.pack(0, 0, 0, 0, 0) + named + frames.attribute(IFLA_AF_SPEC, inet)
+    return frames.request(RTM_NEWLINK, 0, body)
 
 
 def _data(link: Link, df: bool) -> _Attrs:

@@ -5,6 +5,7 @@ Layout: struct ndmsg of linux/neighbour.h. How each row is marked as ours (overl
 
     remote MAC, vxlan device   NTF_SELF   | NTF_EXT_LEARNED, NUD_PERMANENT (vxlan takes no NUD_NOARP),
                                NDA_NH_ID (a group) or NDA_DST
+    zero MAC, vxlan device     the same with NDA_DST, one for each host that gets a copy of what is for all
     remote MAC, bridge         NTF_MASTER | NTF_EXT_LEARNED, device = the vxlan port
     local MAC, bridge          NTF_MASTER, NUD_NOARP ("static"), device = the veth port; NUD_PERMANENT would
                                make it an address of the bridge itself
@@ -32,6 +33,7 @@ NDA_DST, NDA_LLADDR, NDA_MASTER, NDA_NH_ID = 1, 2, 9, 13
 
 _PUT = frames.REQUEST | frames.CREATE | frames.REPLACE
 _CREATE = frames.REQUEST | frames.CREATE | frames.EXCL
+_APPEND = frames.REQUEST | frames.CREATE | frames.APPEND
 _NDMSG = struct.Struct("=BxHiHBB")  # family, ifindex, state, flags, type
 _ROW = struct.Struct("=IHHIIBxxxiHBB")  # the same behind a message header
 _ROW_BYTES = _ROW.size
@@ -71,14 +73,14 @@ def put_fdb(
     """
     messages: list[bytes] = []
     add = messages.append
-    made: dict[tuple[str, str, int | None, bytes | None, bool], tuple[bytes, bytes]] = {}
+    made: dict[tuple[str, str, int | None, bytes | None, bool, bool], tuple[bytes, bytes]] = {}
     for key, target in rows:
-        variant = (key.dev, key.where, target.nhid, target.dst, target.local)
+        variant = (key.dev, key.where, target.nhid, target.dst, target.local, bool(key.to))
         parts = made.get(variant)
         if parts is None:
             state, flags, tail = _target(key, target)
             length = _ROW_BYTES + 12 + len(tail)
-            how = _PUT if replace or key.where == "master" else _CREATE
+            how = _APPEND if key.to else _PUT if replace or key.where == "master" else _CREATE
             head = _head(RTM_NEWNEIGH, how, length, AF_BRIDGE, index[key.dev], state, flags)
             parts = made[variant] = (head + _LLADDR, _PAD2 + tail)
         add(parts[0] + key.mac + parts[1])
@@ -90,6 +92,12 @@ def del_fdb(keys: Iterable[FdbKey], index: Mapping[str, int]) -> list[bytes]:
     messages: list[bytes] = []
     made: dict[tuple[str, str], bytes] = {}
     for key in keys:
+        if key.to:
+            length = _ROW_BYTES + 12 + 4 + len(key.to)
+            one = _head(RTM_DELNEIGH, frames.REQUEST, length, AF_BRIDGE, index[key.dev], 0, NTF_SELF)
+            tail = (_DST4 if len(key.to) == 4 else _DST6) + key.to
+            messages.append(one + _LLADDR + key.mac + _PAD2 + tail)
+            continue
         head = made.get((key.dev, key.where))
         if head is None:
             flags = NTF_MASTER if key.where == "master" else NTF_SELF

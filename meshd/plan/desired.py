@@ -11,7 +11,7 @@ import ipaddress
 from collections.abc import Iterable, Mapping
 
 from meshd import config
-from meshd.model import Endpoint, EndpointId, HostId, Network, NetworkId
+from meshd.model import HOST_NETNS, Endpoint, EndpointId, HostId, Network, NetworkId
 from meshd.plan import firewall, names
 from meshd.plan.objects import Addr, FdbKey, FdbTarget, Finding, Kernel, Link, Port, Vxlan
 from meshd.plan.part import Part, add_local, add_remotes
@@ -22,6 +22,10 @@ BRIDGED_DRIVERS = ("overlay", "bridge")
 
 VXLAN_PORT = Port(learning=False, flood=False, mcast_flood=False, bcast_flood=False, neigh_suppress=True)
 """Nothing unknown leaves the host, and ARP and ND are answered from the rows: zero ARP on the wire."""
+
+VXLAN_PORT_FOR_ALL = Port(learning=False, flood=False, neigh_suppress=True)
+"""The same where broadcast and multicast frames are to go to all: still nothing unknown, still no ARP for whom the
+rows know."""
 
 CONTAINER_PORT = Port()
 
@@ -70,6 +74,7 @@ def firewall_text(view: View, parts: Mapping[NetworkId, Part]) -> str:
     fences = [
         firewall.Fence(
             bridge=bridge_name(network_id, network),
+            also=tuple(sorted(part.kernel.links.keys() & {names.host(network_id)})),
             subnets=tuple(subnet.cidr for subnet in network.subnets),
             internal=network.internal,
         )
@@ -120,7 +125,9 @@ def network_part(
         return part
     if overlay and view.me not in view.hosts:
         return _unknown(network_id, WHY_ME_UNKNOWN)
-    _devices(part.kernel, view, network_id, network)
+    part.broadcast = overlay and network.broadcast
+    here = [view.attachments[id_] for id_ in local if id_ in view.attachments]
+    _devices(part.kernel, view, network_id, network, host=any(a.netns_cookie == HOST_NETNS for a in here))
     for id_ in local:
         add_local(part, id_, view.endpoints[id_])
         _host_end(part.kernel, view, id_, view.endpoints[id_], network)
@@ -135,15 +142,24 @@ def _unknown(network_id: NetworkId, why: str) -> Part:
     return Part(network_id, omitted={network_id: finding}, unknown=True)
 
 
-def _devices(kernel: Kernel, view: View, network_id: NetworkId, network: Network) -> None:
-    """Bridge, its gateway addresses and, for an overlay, the VXLAN device."""
+def _devices(
+    kernel: Kernel, view: View, network_id: NetworkId, network: Network, *, host: bool = False
+) -> None:
+    """Bridge, its gateway addresses and, for an overlay, the VXLAN device.
+
+    ``host``: the host is an endpoint itself. Then its device has the subnets' routes, so that the host speaks for
+    itself; the gateway's addresses are just there, and are nobody's source (they are every host's, so that an answer
+    would go to another one).
+    """
     alias, mtu = names.alias(view.cluster, network_id), network_mtu(view, network)
     bridge = bridge_name(network_id, network)
-    kernel.links[bridge] = Link(bridge, "bridge", alias, mtu, mac=names.gateway_mac(network_id))
+    mac = names.gateway_mac(network_id)
+    kernel.links[bridge] = Link(bridge, "bridge", alias, mtu, mac=mac, narrow=host)
     for subnet in network.subnets:
         if subnet.gateway and not network.internal:
-            prefix = ipaddress.ip_network(subnet.cidr).prefixlen
-            kernel.addrs.add(Addr(bridge, ipaddress.ip_address(subnet.gateway).packed, prefix))
+            prefix = ipaddress.ip_network(subnet.cidr)
+            bits = prefix.max_prefixlen if host else prefix.prefixlen
+            kernel.addrs.add(Addr(bridge, ipaddress.ip_address(subnet.gateway).packed, bits))
     if network.driver == "overlay":
         name = names.vxlan(network_id)
         kernel.links[name] = Link(
@@ -153,7 +169,7 @@ def _devices(kernel: Kernel, view: View, network_id: NetworkId, network: Network
             mtu,
             mac=names.vtep_mac(network_id, view.me),
             master=bridge,
-            port=VXLAN_PORT,
+            port=VXLAN_PORT_FOR_ALL if network.broadcast else VXLAN_PORT,
             vxlan=Vxlan(network.vni, view.hosts[view.me].vtep, view.vxlan_port),
         )
 
@@ -163,12 +179,32 @@ def _host_end(kernel: Kernel, view: View, id_: EndpointId, endpoint: Endpoint, n
     attachment = view.attachments.get(id_)
     if attachment is None:
         return  # attached by an earlier boot and about to be released: there is no link to speak of
+    alias, mtu = names.alias(view.cluster, endpoint.network), network_mtu(view, network)
+    is_host = attachment.netns_cookie == HOST_NETNS
     kernel.links[attachment.host_if] = Link(
         attachment.host_if,
         "veth",
         names.alias(view.cluster, endpoint.network, id_),
-        network_mtu(view, network),
+        mtu,
         master=bridge_name(endpoint.network, network),
         port=CONTAINER_PORT,
+        peer=attachment.peer_if if is_host else None,
     )
+    if is_host:
+        far = attachment.peer_if
+        kernel.links[far] = Link(
+            far, "veth", alias, mtu, mac=endpoint.mac, peer=attachment.host_if, narrow=True
+        )
+        for ip in endpoint.ips:
+            kernel.addrs.add(Addr(far, ip, _prefixlen(network, ip)))
     kernel.fdb[FdbKey(attachment.host_if, endpoint.mac, "master")] = FdbTarget(local=True)
+
+
+def _prefixlen(network: Network, ip: bytes) -> int:
+    """Return the length of the subnet that an address lies in; of none, its own."""
+    address = ipaddress.ip_address(ip)
+    for subnet in network.subnets:
+        prefix = ipaddress.ip_network(subnet.cidr)
+        if address in prefix:
+            return prefix.prefixlen
+    return address.max_prefixlen

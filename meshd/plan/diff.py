@@ -34,7 +34,7 @@ from meshd.plan.wording import Named
 LINK_ORDER = {"bridge": 0, "vxlan": 1, "veth": 2}
 """A bridge before what is put on it."""
 
-COMPARED_FIELDS = ("kind", "vxlan", "alias", "mtu", "mac", "master", "port", "up")
+COMPARED_FIELDS = ("kind", "vxlan", "alias", "mtu", "mac", "master", "port", "narrow", "up")
 
 MAC_BYTES = 6
 
@@ -48,7 +48,7 @@ def link_differences(want: Link, have: Link) -> dict[str, str]:
     differences = {}
     for field in COMPARED_FIELDS:
         desired, found = getattr(want, field), getattr(have, field)
-        optional = field in ("mac", "port") and desired is None
+        optional = (field in ("mac", "port") and desired is None) or (field == "narrow" and not desired)
         if desired != found and not optional:
             differences[field] = _difference(field, found, desired)
     return differences
@@ -111,7 +111,7 @@ class _Loss:
         self.absent: set[str] = set()
         for name, want in desired.links.items():
             have = actual.links.get(name)
-            if want.kind == "veth" and (have is None or have.kind != "veth"):
+            if want.kind == "veth" and not want.peer and (have is None or have.kind != "veth"):
                 self.absent.add(name)
             elif have is not None:
                 differences = link_differences(want, have)
@@ -137,7 +137,7 @@ def _links(desired: Kernel, actual: Kernel) -> Iterator[Op]:
     for want in sorted(desired.links.values(), key=lambda link: (LINK_ORDER[link.kind], link.name)):
         have = actual.links.get(want.name)
         if have is None:
-            if want.kind != "veth":
+            if want.kind != "veth" or want.peer:
                 yield PutLink(want)
             continue
         differences = link_differences(want, have)
@@ -245,7 +245,7 @@ def _missing(desired: Kernel, actual: Kernel) -> Iterator[tuple[Named, str]]:
     for name, want in desired.links.items():
         have = actual.links.get(name)
         if have is None:
-            yield wording.link(name), WHY_NO_VETH if want.kind == "veth" else WHY_ABSENT
+            yield wording.link(name), WHY_NO_VETH if want.kind == "veth" and not want.peer else WHY_ABSENT
         elif differences := link_differences(want, have):
             yield wording.link(name), "; ".join(differences.values())
     for addr in sorted(desired.addrs - actual.addrs):

@@ -16,11 +16,18 @@ import msgspec
 
 
 class Fence(msgspec.Struct, frozen=True):
-    """A network that has a bridge here. ``subnets``: CIDR text."""
+    """A network that has a bridge here. ``subnets``: CIDR text. ``also``: the host's own device on it, if it has one:
+    what is routed to the network leaves by it."""
 
     bridge: str
     subnets: tuple[str, ...]
     internal: bool = False
+    also: tuple[str, ...] = ()
+
+    @property
+    def devices(self) -> tuple[str, ...]:
+        """What packets of the network come in and go out by."""
+        return (self.bridge, *self.also)
 
 
 _RULES = """\
@@ -68,9 +75,13 @@ def render(fences: Iterable[Fence], *, gossip_port: int, vxlan_port: int) -> str
     outward = [subnet for fence in ordered if not fence.internal for subnet in fence.subnets]
     own = [subnet for fence in ordered for subnet in fence.subnets]
     sets = (
-        _set("bridges", "ifname", [f'"{fence.bridge}"' for fence in ordered]),
+        _set("bridges", "ifname", [f'"{device}"' for fence in ordered for device in fence.devices]),
         _set("internal", "ifname", [f'"{fence.bridge}"' for fence in ordered if fence.internal]),
-        _set("same", "ifname . ifname", [f'"{fence.bridge}" . "{fence.bridge}"' for fence in ordered]),
+        _set(
+            "same",
+            "ifname . ifname",
+            [f'"{a}" . "{b}"' for fence in ordered for a in fence.devices for b in fence.devices],
+        ),
         _set("outward4", "ipv4_addr", _collapsed(outward, 4), interval=True),
         _set("outward6", "ipv6_addr", _collapsed(outward, 6), interval=True),
         _set("own4", "ipv4_addr", _collapsed(own, 4), interval=True),

@@ -15,8 +15,8 @@ MARK = "meshd"
 NAME_HEX = 8
 """Hex digits of an id in a device name: IFNAMSIZ leaves 15 characters, people leave fewer."""
 
-OVERLAY_BRIDGE, VXLAN, BRIDGE, VETH, PEER = "mo", "mv", "mb", "mh", "mp"
-PREFIXES = (OVERLAY_BRIDGE, VXLAN, BRIDGE, VETH, PEER)
+OVERLAY_BRIDGE, VXLAN, BRIDGE, VETH, PEER, HOST = "mo", "mv", "mb", "mh", "mp", "mx"
+PREFIXES = (OVERLAY_BRIDGE, VXLAN, BRIDGE, VETH, PEER, HOST)
 NEXTHOP_SLOTS = 1 << 23
 GROUP_OFFSET = NEXTHOP_SLOTS
 """A host's group id is its nexthop id plus this: base + [0, 2**23) are nexthops, the next 2**23 groups."""
@@ -45,6 +45,11 @@ def veth(endpoint: EndpointId) -> str:
 def peer(endpoint: EndpointId) -> str:
     """Name the end of an endpoint's veth pair that the caller moves away, until it is renamed there."""
     return PEER + endpoint.hex()[:NAME_HEX]
+
+
+def host(network: NetworkId) -> str:
+    """Name the device by which the host itself is on an overlay network (--host-access)."""
+    return HOST + network.hex()[:NAME_HEX]
 
 
 def is_ours(name: str) -> bool:

@@ -34,7 +34,11 @@ class Link(msgspec.Struct, frozen=True):
     """A device. ``mac`` 6 bytes or None (not compared); ``alias`` carries our mark.
 
     A ``veth`` is a local endpoint's host end: it is adjusted but never made here, since its peer is gone
-    with it; a missing one is a finding, not something to create.
+    with it; a missing one is a finding, not something to create. One whose ``peer`` is named has both its ends in
+    this namespace, both ours: it is made like any other device. The kernel is not asked for the peer's name.
+
+    ``narrow``: answers ARP for the device's own addresses alone, and takes answers that come another way (arp_ignore
+    1, arp_announce 2, rp_filter 2); where it is not wanted, it is not compared.
     """
 
     name: str
@@ -46,10 +50,12 @@ class Link(msgspec.Struct, frozen=True):
     port: Port | None = None
     vxlan: Vxlan | None = None
     up: bool = True
+    peer: str | None = None
+    narrow: bool = False
 
 
 class Addr(msgspec.Struct, frozen=True, order=True):
-    """An address on one of our bridges. ``ip`` packed, ``prefix`` bits."""
+    """An address on one of our bridges, or on the host's own device on an overlay. ``ip`` packed, ``prefix`` bits."""
 
     dev: str
     ip: bytes
@@ -65,11 +71,17 @@ class Nexthop(msgspec.Struct, frozen=True):
 
 
 class FdbKey(msgspec.Struct, frozen=True, order=True):
-    """What an FDB row is filed under."""
+    """What an FDB row is filed under. ``to``: packed VTEP of a row for everybody (BROADCAST), of which there is one
+    a host; b"" for all others."""
 
     dev: str
     mac: bytes
     where: Where
+    to: bytes = b""
+
+
+BROADCAST = bytes(6)
+"""The MAC of a VXLAN device's rows for frames that are for all: a copy goes to each (head-end replication)."""
 
 
 class FdbTarget(msgspec.Struct, frozen=True):

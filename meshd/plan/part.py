@@ -12,7 +12,7 @@ import msgspec
 
 from meshd.model import Endpoint, EndpointId, HostId, NetworkId, text_ip
 from meshd.plan import names
-from meshd.plan.objects import FdbKey, FdbTarget, Finding, Kernel, NeighKey, Nexthop
+from meshd.plan.objects import BROADCAST, FdbKey, FdbTarget, Finding, Kernel, NeighKey, Nexthop
 from meshd.plan.view import View
 
 WHY_HOST_UNKNOWN = "host unknown yet: its record has not arrived, so its VXLAN address is not known"
@@ -32,7 +32,7 @@ class Part(msgspec.Struct):
     ``unknown``: a local endpoint is there but not what it takes to say what belongs to it: what the kernel holds
     for the network is to be left alone. ``claims``: MACs and packed addresses (their lengths differ), and whose
     they are. ``local``: this host's endpoints. ``remote``: those that have rows; ``users``: how many of those
-    each host has.
+    each host has. ``broadcast``: frames for all go to each of those hosts too, at ``vteps``.
     """
 
     id: NetworkId
@@ -43,6 +43,8 @@ class Part(msgspec.Struct):
     local: set[EndpointId] = set()
     remote: dict[EndpointId, Endpoint] = {}
     users: dict[HostId, int] = {}
+    broadcast: bool = False
+    vteps: dict[HostId, bytes] = {}
     device: str = ""
     bridge: str = ""
 
@@ -85,6 +87,10 @@ def add_remotes(
             kernel.neigh[NeighKey(bridge, ip)] = mac
         part.remote[id_] = endpoint
         part.users[host] = part.users.get(host, 0) + 1
+        if part.broadcast:
+            vtep = view.hosts[host].vtep
+            part.vteps[host] = vtep
+            kernel.fdb[_for_all(part, vtep)] = FdbTarget(dst=vtep)
         if target.nhid is not None and target.nhid not in kernel.nexthops:
             nexthop = ids[host]
             kernel.nexthops[nexthop] = Nexthop(nexthop, via=view.hosts[host].vtep)
@@ -122,6 +128,10 @@ def remove_remote(part: Part, id_: EndpointId) -> Kernel:
     part.users[endpoint.host] -= 1
     if not part.users[endpoint.host]:
         del part.users[endpoint.host]
+        vtep = part.vteps.pop(endpoint.host, None)
+        if vtep is not None and vtep not in part.vteps.values():
+            for_all = _for_all(part, vtep)
+            went.fdb[for_all] = part.kernel.fdb.pop(for_all)
         group = went.fdb[_fdb_keys(part, endpoint)[0]].nhid
         if group is not None:
             for number in (group, group - names.GROUP_OFFSET):
@@ -138,6 +148,9 @@ def remote_rows(part: Part, id_: EndpointId) -> Kernel:
     if endpoint is not None:
         rows.fdb = {key: part.kernel.fdb[key] for key in _fdb_keys(part, endpoint)}
         rows.neigh = {key: part.kernel.neigh[key] for key in _neigh_keys(part, endpoint)}
+        vtep = part.vteps.get(endpoint.host)
+        if vtep is not None:
+            rows.fdb[_for_all(part, vtep)] = FdbTarget(dst=vtep)
         group = rows.fdb[_fdb_keys(part, endpoint)[0]].nhid
         if group is not None:
             ids = (group - names.GROUP_OFFSET, group)
@@ -157,6 +170,10 @@ def has_rival(part: Part, id_: EndpointId, endpoint: Endpoint | None) -> bool:
 
 def _fdb_keys(part: Part, endpoint: Endpoint) -> tuple[FdbKey, FdbKey]:
     return FdbKey(part.device, endpoint.mac, "self"), FdbKey(part.device, endpoint.mac, "master")
+
+
+def _for_all(part: Part, vtep: bytes) -> FdbKey:
+    return FdbKey(part.device, BROADCAST, "self", vtep)
 
 
 def _neigh_keys(part: Part, endpoint: Endpoint) -> list[NeighKey]:

@@ -11,7 +11,7 @@ or older state after a restart deletes nothing. All else that is not wanted wait
 from collections.abc import Iterable, Mapping, Set
 
 from meshd.errors import KernelError
-from meshd.model import EndpointId, HostId, NetworkId
+from meshd.model import HOST_NETNS, EndpointId, HostId, NetworkId
 from meshd.plan import kernels, names, wording
 from meshd.plan.desired import desired_parts, firewall_text, members_of, merged, network_part
 from meshd.plan.diff import diff, findings
@@ -198,7 +198,8 @@ class Shadow:
         kernels.join(wanted, part.kernel)
         missing = {view.attachments[id_].host_if for id_ in self.vanished if id_ in view.attachments}
         for name, link in part.kernel.links.items():
-            presumed = link.kind == "veth" and name not in self.have.links and name not in missing
+            made = link.kind == "veth" and not link.peer  # by attach
+            presumed = made and name not in self.have.links and name not in missing
             if presumed and PutLink(link) not in self.failed:
                 # Attach makes the pair before it records the endpoint, so it is there, whatever its settings.
                 self.have.links[name] = Link(name, "veth", alias="", mtu=0, up=False)
@@ -217,7 +218,9 @@ class Shadow:
         missing = {
             id_
             for id_, attachment in view.attachments.items()
-            if attachment.host_if in whole.links and attachment.host_if not in self.have.links
+            if attachment.netns_cookie != HOST_NETNS
+            and attachment.host_if in whole.links
+            and attachment.host_if not in self.have.links
         }
         self.vanished = {id_: self.vanished.get(id_, now) for id_ in missing}
 

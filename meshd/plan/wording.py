@@ -51,7 +51,8 @@ def nexthop_says(value: Nexthop) -> str:
 
 def fdb(key: FdbKey) -> Named:
     """Name an FDB row."""
-    return "fdb", f"{text_mac(key.mac)} dev {key.dev} {key.where}"
+    to = f" dst {text_ip(key.to)}" if key.to else ""
+    return "fdb", f"{text_mac(key.mac)} dev {key.dev}{to} {key.where}"
 
 
 def fdb_says(target: FdbTarget) -> str:

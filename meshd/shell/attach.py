@@ -15,7 +15,6 @@ import trio
 
 from meshd.errors import BadRequest, Conflict, Unavailable
 from meshd.model import (
-    ID_BYTES,
     Attachment,
     Endpoint,
     EndpointId,
@@ -29,7 +28,7 @@ from meshd.model import (
 )
 from meshd.plan import desired, names, ops
 from meshd.plan.objects import Link
-from meshd.shell import networks, space
+from meshd.shell import hostaccess, networks, space
 from meshd.shell.detach import (
     delete_link,
     detach,
@@ -125,8 +124,13 @@ async def attach(cluster: ClusterLike, request: AttachRequest) -> Attached:
             raise Unavailable(
                 f"no address can be given: {cluster.allocation_stopped}", "meshctl status says more"
             )
-        with cluster.desk.attaching(network.id, facts.name):
-            return await _make(cluster, network, facts, request)
+        try:
+            with cluster.desk.attaching(network.id, facts.name):
+                return await _make(cluster, network, facts, request)
+        except BaseException:
+            if facts.host_access:
+                cluster.background(hostaccess.keep, cluster, network)
+            raise
 
 
 def _check(cluster: ClusterLike, request: AttachRequest) -> None:
@@ -198,7 +202,7 @@ async def _make(cluster: ClusterLike, network: Item, facts: Network, request: At
     """Make a new endpoint; undo everything that was done if any of it fails."""
     space_ = IndexSpace.of(network)
     want = space_.index_of_all(request.ips)
-    endpoint_id = _former_id(cluster, network, want) or _fresh_id(cluster)
+    endpoint_id = _former_id(cluster, network, want) or networks.fresh_endpoint_id(cluster)
     mac = _mac(cluster, network, endpoint_id, request.mac)
     index = await space.reserve(cluster, network, space_, endpoint_id, want)
     try:
@@ -221,6 +225,7 @@ async def _make(cluster: ClusterLike, network: Item, facts: Network, request: At
             host_if=names.veth(endpoint_id),
             peer_if=names.peer(endpoint_id),
         )
+        await hostaccess.keep(cluster, network)
         await _plug_in(cluster, network, endpoint_id, endpoint, attachment)
     except BaseException:
         if endpoint_id not in cluster.endpoints:
@@ -342,15 +347,6 @@ def _former_id(cluster: ClusterLike, network: Item, want: int | None) -> Endpoin
     if last is None or any(a.host_if == names.veth(last.id) for a in cluster.attachments.values()):
         return None
     return last.id
-
-
-def _fresh_id(cluster: ClusterLike) -> EndpointId:
-    """Draw an id whose beginning, which device names carry, no endpoint of this host has."""
-    while True:
-        endpoint_id = cluster.entropy(ID_BYTES)
-        name = names.veth(endpoint_id)
-        if all(attachment.host_if != name for attachment in cluster.attachments.values()):
-            return endpoint_id
 
 
 def _mac(cluster: ClusterLike, network: Item, endpoint_id: EndpointId, wanted: str | None) -> bytes:

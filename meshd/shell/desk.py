@@ -27,6 +27,7 @@ class Desk:
         self._attaching: Counter[NetworkId] = Counter()
         self._fetching: set[NetworkId] = set()
         self._asking: dict[NetworkId, trio.Lock] = {}
+        self._hosting: dict[NetworkId, trio.Lock] = {}
         self._closing: set[NetworkId] = set()
         self.planning = trio.Lock()
         """Held from planning a network to its commit: two networks must not be planned onto one name or prefix."""
@@ -49,6 +50,16 @@ class Desk:
         """Be the only one that asks owners for space in a network: what one is given serves those behind it."""
         async with _alone(self._asking, network):
             yield
+
+    @asynccontextmanager
+    async def hosting(self, network: NetworkId) -> AsyncIterator[None]:
+        """Be the only one that gives this host an endpoint of its own on a network, or takes it away."""
+        async with _alone(self._hosting, network):
+            yield
+
+    def is_attaching(self, network: NetworkId) -> bool:
+        """Tell whether an endpoint is being made on a network just now."""
+        return self._attaching[network] > 0
 
     @contextmanager
     def attaching(self, network: NetworkId, name: str) -> Iterator[None]:

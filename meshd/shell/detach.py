@@ -9,7 +9,7 @@ import structlog
 
 from meshd.config import TOMBSTONES_MIN
 from meshd.errors import Conflict, MeshdError, NotFound
-from meshd.model import Endpoint, EndpointId, Item, Key, Kind, Released, text_id
+from meshd.model import HOST_NETNS, Endpoint, EndpointId, Item, Key, Kind, Released, text_id
 from meshd.shell.usecase import ClusterLike
 
 log = structlog.get_logger("meshd.detach")
@@ -21,11 +21,12 @@ def item_of(cluster: ClusterLike, endpoint_id: EndpointId) -> Item | None:
     return found if found is not None else cluster.store.get(Kind.LOCAL_ENDPOINT, endpoint_id)
 
 
-async def detach(cluster: ClusterLike, endpoint_id: EndpointId) -> bool:
+async def detach(cluster: ClusterLike, endpoint_id: EndpointId, *, force: bool = False) -> bool:
     """Detach an endpoint of this host; False where it is gone already.
 
     Its record goes first, then its link: the address is free, after its rest, even if the kernel refuses, and a
-    link that no record explains is deleted by the reconciler. Raises Conflict for another host's endpoint.
+    link that no record explains is deleted by the reconciler. Raises Conflict for another host's endpoint, and for
+    one that is this host itself unless ``force``.
     """
     endpoint, attachment = cluster.endpoints.get(endpoint_id), cluster.attachments.get(endpoint_id)
     if endpoint is not None and endpoint.host != cluster.me:
@@ -35,6 +36,11 @@ async def detach(cluster: ClusterLike, endpoint_id: EndpointId) -> bool:
         return False
     if attachment is None:
         return await release(cluster, [endpoint_id])
+    if attachment.netns_cookie == HOST_NETNS and not force:
+        raise Conflict(
+            f"endpoint {text_id(endpoint_id)} is this host itself",
+            "it goes with the last other endpoint here",
+        )
     async with (
         cluster.desk.place((attachment.netns_cookie, attachment.ifname)),
         cluster.desk.plugging(endpoint_id),

@@ -13,8 +13,19 @@ from collections.abc import Iterable
 import msgspec
 
 from meshd.errors import BadRequest, Conflict, Unavailable
-from meshd.model import ID_BYTES, Endpoint, HostId, Item, Kind, Network, NetworkId, Removed, Version
-from meshd.plan.names import NAME_HEX
+from meshd.model import (
+    ID_BYTES,
+    Endpoint,
+    EndpointId,
+    HostId,
+    Item,
+    Kind,
+    Network,
+    NetworkId,
+    Removed,
+    Version,
+)
+from meshd.plan.names import NAME_HEX, veth
 from meshd.shell.usecase import ClusterLike
 from meshd.state import lookup
 from meshd.state.addresses import BlockView, blocks_view
@@ -117,6 +128,15 @@ def _fresh_id(cluster: ClusterLike) -> NetworkId:
         network_id = cluster.entropy(ID_BYTES)
         if network_id.hex()[:NAME_HEX] not in taken:
             return network_id
+
+
+def fresh_endpoint_id(cluster: ClusterLike) -> EndpointId:
+    """Draw an id whose beginning, which device names carry, no endpoint of this host has."""
+    while True:
+        endpoint_id = cluster.entropy(ID_BYTES)
+        name = veth(endpoint_id)
+        if all(attachment.host_if != name for attachment in cluster.attachments.values()):
+            return endpoint_id
 
 
 async def ensure_default_bridge(cluster: ClusterLike) -> Item:

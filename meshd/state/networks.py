@@ -47,6 +47,8 @@ class NetworkRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     vni: int | None = None
     options: dict[str, str] = {}
     labels: dict[str, str] = {}
+    host_access: bool = False
+    broadcast: bool = False
 
 
 def plan_network(
@@ -78,6 +80,7 @@ def plan_network(
     _check_labels(request.labels)
     if request.driver != "overlay" and request.vni is not None:
         raise BadRequest(f"a {request.driver} network has no vni", "leave --vni out, or use -d overlay")
+    _check_flags(request)
     prefixes = _prefixes(request, network_id, creator, existing, hosts, pools, secret, routes)
     network = Network(
         name=request.name,
@@ -95,6 +98,8 @@ def plan_network(
         creator=creator,
         created_ms=created_ms,
         labels=request.labels,
+        host_access=request.host_access,
+        broadcast=request.broadcast,
     )
     wanted = Wanted(request.subnets, request.gateways, request.ip_range, request.exclude)
     return lay_out(network_id, network, prefixes, wanted)
@@ -148,6 +153,21 @@ def _check_driver(driver: str) -> None:
     if driver not in KIND_OF_DRIVER:
         raise BadRequest(
             f"unknown driver {driver[:QUOTED_MAX_CHARS]!r}", f"one of {', '.join(KIND_OF_DRIVER)}"
+        )
+
+
+def _check_flags(request: NetworkRequest) -> None:
+    if request.driver != "overlay" and (request.host_access or request.broadcast):
+        asked, why = (
+            ("host access", "its host reaches its endpoints anyway")
+            if request.host_access
+            else ("broadcast", "its frames for all reach all anyway")
+        )
+        raise BadRequest(f"{asked} is nothing to ask of a {request.driver} network: {why}", "leave it out")
+    if request.internal and request.host_access:
+        raise BadRequest(
+            "an internal network keeps its endpoints away from every host, and host access lets them reach this one",
+            "leave out --internal or --host-access",
         )
 
 

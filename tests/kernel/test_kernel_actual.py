@@ -132,7 +132,7 @@ def test_a_row_taken_over_by_somebody_is_foreign_and_missing(host):
 
 
 def test_a_second_address_for_a_mac_is_foreign(host):
-    key = "00:00:00:00:00:00"  # append does nothing for another MAC
+    key = "01:00:5e:00:00:05"  # append does nothing for a unicast MAC
     host.run("bridge", "fdb", "append", key, "dev", VXLAN, "self", "dst", "192.0.2.2", "extern_learn")
     host.run("bridge", "fdb", "append", key, "dev", VXLAN, "self", "dst", "192.0.2.66", "extern_learn")
     found = dump(host)

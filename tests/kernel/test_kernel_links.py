@@ -5,13 +5,15 @@ import subprocess
 import sys
 
 import pytest
-from layout import ALIAS, BRIDGE, MARK, MTU, VXLAN, host_end, kernel, mac
+from layout import ALIAS, BRIDGE, ENDPOINTS, MARK, MTU, NETWORK, VXLAN, host_end, ip, kernel, mac
 
 from meshd.errors import KernelError
 from meshd.kernel.links import must_remake
 from meshd.kernel.namespace import Namespace
-from meshd.plan.objects import Link, Port, Vxlan
-from meshd.plan.ops import DelLink, PutLink, RemakeLink, RenameLink
+from meshd.plan import names
+from meshd.plan.diff import diff
+from meshd.plan.objects import BROADCAST, Addr, FdbKey, FdbTarget, Kernel, Link, Port, Vxlan
+from meshd.plan.ops import DelFdb, DelLink, PutFdb, PutLink, RemakeLink, RenameLink
 
 QUIET = {
     "learning": False,
@@ -293,3 +295,58 @@ def test_a_name_that_somebody_else_uses_is_not_taken_from_him(host):
     host.run("ip", "link", "add", "theirs0", "type", "bridge")
     ((_, error),) = host.kernel.apply([RenameLink("theirs0", BRIDGE)])
     assert error.words == "it exists without meshd's mark"
+
+
+def test_a_pair_with_both_ends_here_is_made_narrow_kept_and_made_again(netns):
+    near, far = names.veth(ENDPOINTS[0]), names.host(NETWORK)
+    want = Kernel(
+        links={
+            BRIDGE: Link(BRIDGE, "bridge", ALIAS, MTU, mac=names.gateway_mac(NETWORK), narrow=True),
+            near: Link(near, "veth", ALIAS, MTU, master=BRIDGE, port=Port(), peer=far),
+            far: Link(far, "veth", ALIAS, MTU, mac=mac(0), peer=near, narrow=True),
+        },
+        addrs={
+            Addr(BRIDGE, ip("10.77.0.1"), 32),
+            Addr(far, ip("10.77.0.2"), 24),
+            Addr(far, ip("fd77::2"), 64),
+        },
+        fdb={FdbKey(near, mac(0), "master"): FdbTarget(local=True)},
+    )
+
+    def repair():
+        with Namespace() as namespace:
+            done = namespace.apply(diff(want, namespace.dump(MARK).ours, deletions=True))
+            return done, diff(want, namespace.dump(MARK).ours, deletions=True)
+
+    for damage in (None, ["link", "del", far], ["link", "set", far, "down"], ["addr", "flush", "dev", far]):
+        if damage:
+            netns.run("ip", *damage)
+        assert netns.call(repair) == ([], []), damage
+    conf = "/proc/sys/net/ipv4/conf"
+    for device in (BRIDGE, far):
+        values = netns.run(
+            "cat", *(f"{conf}/{device}/{key}" for key in ("arp_ignore", "arp_announce", "rp_filter"))
+        )
+        assert values.stdout.split() == ["1", "2", "2"]
+    netns.run("sh", "-c", f"echo 0 >{conf}/{far}/arp_ignore")
+    assert netns.call(repair) == ([], [])
+    assert netns.run("cat", f"{conf}/{far}/arp_ignore").stdout.strip() == "1"
+    assert netns.call(repair) == ([], [])
+
+
+def test_frames_for_all_have_a_row_for_each_host_which_comes_and_goes_alone(host):
+    bring_up(host)
+    keys = [FdbKey(VXLAN, BROADCAST, "self", ip(f"192.0.2.{n}")) for n in (2, 3, 4)]
+    puts = [PutFdb(key, FdbTarget(dst=key.to)) for key in keys]
+    assert host.kernel.apply(puts) == []
+    assert host.kernel.apply(puts) == []
+    assert {key for key in host.kernel.dump(MARK).ours.fdb if key.to} == set(keys)
+    assert host.kernel.apply([DelFdb(keys[1])]) == []
+    assert {key for key in host.kernel.dump(MARK).ours.fdb if key.to} == {keys[0], keys[2]}
+    assert host.kernel.apply([DelFdb(keys[1])]) == []
+    told = [
+        row["dst"]
+        for row in host.json("bridge", "-j", "fdb", "show", "dev", VXLAN)
+        if row["mac"] == "00:00:00:00:00:00"
+    ]
+    assert sorted(told) == ["192.0.2.2", "192.0.2.4"]

@@ -7,6 +7,7 @@ import pytest
 PLAIN = {
     "name": "blue", "driver": "overlay", "subnets": [], "gateways": [], "ip_range": [], "exclude": [], "ipv6": False,
     "internal": False, "mtu": None, "vni": None, "options": {}, "labels": {},
+    "host_access": False, "broadcast": False,
 }  # fmt: skip
 MADE = {"name": "blue", "id": "aa" * 16, "driver": "overlay", "scope": "global", "vni": 4097, "subnets": ["10.1.0.0/20"],
         "gateways": ["10.1.0.1"], "mtu": 1450, "internal": False, "endpoints": 0}  # fmt: skip
@@ -22,6 +23,7 @@ MADE = {"name": "blue", "id": "aa" * 16, "driver": "overlay", "scope": "global",
         (["--ip-range", "10.1.4.0/22"], {"ip_range": ["10.1.4.0/22"]}),
         (["--exclude", "10.1.0.9", "--exclude", "10.1.0.10"], {"exclude": ["10.1.0.9", "10.1.0.10"]}),
         (["--ipv6", "--internal"], {"ipv6": True, "internal": True}),
+        (["--host-access", "--broadcast"], {"host_access": True, "broadcast": True}),
         (["--mtu", "1400", "--vni", "5000"], {"mtu": 1400, "vni": 5000}),
         (["--opt", "encrypted=", "--label", "a=b=c"], {"options": {"encrypted": ""}, "labels": {"a": "b=c"}}),
     ],

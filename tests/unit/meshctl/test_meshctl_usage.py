@@ -134,7 +134,7 @@ def test_the_help_of_the_root_names_every_command(meshctl):
 
 def test_there_are_no_flags_without_code_behind_them(meshctl):
     offered = meshctl("network", "create", "--help").stdout + meshctl("attach", "--help").stdout
-    for absent in ("--parent", "--mode", "--host-access", "--broadcast", "--publish"):
+    for absent in ("--parent", "--mode", "--publish"):
         assert absent not in offered
 
 

@@ -271,3 +271,15 @@ def test_the_whole_is_its_networks_and_a_firewall():
     assert '"mo11111111"' in whole.firewall
     assert '"mb33333333"' in whole.firewall
     assert all(link.alias.startswith(f"meshd:{MARK}:") for link in whole.links.values())
+
+
+def test_frames_for_all_go_once_to_each_host_with_endpoints_there_where_asked_for():
+    world = blue_on_two_hosts()
+    world.endpoint("db2", BLUE, B, "10.1.0.67")
+    world.networks[BLUE] = msgspec.structs.replace(OVERLAY, broadcast=True)
+    kernel = desired_network(world.view(), BLUE)
+    device = names.vxlan(BLUE)
+    copies = {key: target for key, target in kernel.fdb.items() if key.mac == bytes(6)}
+    assert copies == {FdbKey(device, bytes(6), "self", ip4("192.0.2.2")): FdbTarget(dst=ip4("192.0.2.2"))}
+    port = kernel.links[device].port
+    assert (port.bcast_flood, port.mcast_flood, port.flood, port.neigh_suppress) == (True, True, False, True)

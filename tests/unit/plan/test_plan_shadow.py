@@ -2,13 +2,15 @@
 
 import copy
 
+import msgspec
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from meshd.model import HOST_NETNS, Attachment
 from meshd.plan import names, ops
 from meshd.plan.desired import desired
-from meshd.plan.objects import FdbTarget, Kernel, NeighKey
+from meshd.plan.objects import Addr, FdbTarget, Kernel, NeighKey
 from meshd.plan.shadow import Shadow
 from tests.fake_kernel import FakeKernel, refused
 from tests.plan_world import (
@@ -345,8 +347,39 @@ def test_hosts_whose_nexthop_ids_move_get_all_their_rows_moved(monkeypatch):
     assert vias[group - names.GROUP_OFFSET] == HOSTS[C].vtep
 
 
+def test_the_hosts_own_endpoint_brings_a_pair_that_is_made_like_any_device_and_goes_with_it():
+    world = blue_on_two_hosts()
+    world.networks[BLUE] = msgspec.structs.replace(OVERLAY, host_access=True)
+    bench = Bench(world)
+    bench.plug("web")
+    bench.compare()
+    own = world.endpoint("self", BLUE, A, "10.1.0.9")
+    far = names.host(BLUE)
+    world.attachments[own] = Attachment("boot", HOST_NETNS, "", far, names.veth(own), far)
+    bench.change(endpoints={BLUE: {own}})
+    state = bench.kernel.state
+    assert state == desired(world.view())
+    assert {addr for addr in state.addrs if addr.dev == far} == {Addr(far, ip4("10.1.0.9"), 20)}
+    assert {addr for addr in state.addrs if addr.dev != far} == {
+        Addr(names.overlay_bridge(BLUE), ip4("10.1.0.1"), 32)
+    }
+    assert f'"{far}" . "{names.overlay_bridge(BLUE)}"' in state.firewall
+    del state.links[far], state.links[names.veth(own)]
+    state.addrs = {addr for addr in state.addrs if addr.dev != far}
+    state.fdb = {key: target for key, target in state.fdb.items() if key.dev != names.veth(own)}
+    assert bench.compare()
+    assert bench.shadow.vanished == {}
+    assert state == desired(world.view())
+    world.release("self")
+    bench.change(endpoints={BLUE: {own}}, deletions=False)
+    assert not {far, names.veth(own)} & state.links.keys()
+    world.release("web")
+    bench.change(BLUE, deletions=True)
+    assert state == desired(world.view())
+
+
 # --- property ---------------------------------------------------------------------------------------------------
-NETWORKS = {BLUE: OVERLAY, RED: OVERLAY, LAN: BRIDGE}
+NETWORKS = {BLUE: OVERLAY, RED: msgspec.structs.replace(OVERLAY, broadcast=True), LAN: BRIDGE}
 IPS = ["10.1.0.5", "10.1.0.6", "10.1.0.7"]
 STEPS = st.one_of(
     st.tuples(

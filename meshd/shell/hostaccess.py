@@ -1,0 +1,86 @@
+"""The host as an endpoint of an overlay that was made with --host-access: an address and a MAC of its own, from the
+same deeds as everybody's, on a device of its own (plan/desired.py).
+
+Decides when there is one: as long as this host has another endpoint on the network. That is level-triggered, like
+the kernel: whoever attached or detached asks for it, and the daemon's housekeeping in case one of them was cut short.
+"""
+
+import re
+
+from meshd.model import HOST_NETNS, Attachment, Endpoint, EndpointId, Item, Kind, Version
+from meshd.plan import names
+from meshd.shell import networks, space
+from meshd.shell.detach import release
+from meshd.shell.usecase import ClusterLike
+from meshd.state.layout import IndexSpace
+
+_UNFIT = re.compile(r"[^A-Za-z0-9_.-]")
+
+
+async def keep(cluster: ClusterLike, network: Item) -> None:
+    """Make or release this host's own endpoint on ``network``, whichever is due; usually neither.
+
+    Raises Unavailable: no address, or no disk.
+    """
+    if not networks.facts(network).host_access:
+        return
+    async with cluster.desk.hosting(network.id):
+        mine, others = _here(cluster, network.id)
+        if others and mine is None and not cluster.allocation_stopped:
+            await _make(cluster, network)
+        elif mine is not None and not others:
+            await release(cluster, [mine])
+
+
+async def keep_all(cluster: ClusterLike) -> None:
+    """Do it for every network. Raises Unavailable."""
+    for network in networks.live(cluster):
+        await keep(cluster, network)
+
+
+def _here(cluster: ClusterLike, network_id: bytes) -> tuple[EndpointId | None, bool]:
+    """Return this host's own endpoint on a network, and whether another is here or just coming."""
+    mine, others = None, cluster.desk.is_attaching(network_id)
+    for id_, attachment in cluster.attachments.items():
+        endpoint = cluster.endpoints.get(id_)
+        if endpoint is None or endpoint.network != network_id:
+            continue
+        if attachment.netns_cookie == HOST_NETNS:
+            mine = id_
+        else:
+            others = True
+    return mine, others
+
+
+async def _make(cluster: ClusterLike, network: Item) -> None:
+    """Give this host an address and write it down; the reconciler makes the device."""
+    id_ = networks.fresh_endpoint_id(cluster)
+    layout = IndexSpace.of(network)
+    index = await space.reserve(cluster, network, layout, id_, None)
+    now = cluster.wall_ms()
+    endpoint = Endpoint(
+        network=network.id,
+        host=cluster.me,
+        name=_UNFIT.sub("-", cluster.host_name(cluster.me)),
+        index=index,
+        ips=layout.ips(index),
+        mac=names.endpoint_mac(id_),
+        ifname=names.host(network.id),
+        created_ms=now,
+    )
+    attachment = Attachment(
+        boot_id=cluster.boot_id,
+        netns_cookie=HOST_NETNS,
+        netns_path="",
+        ifname=names.host(network.id),
+        host_if=names.veth(id_),
+        peer_if=names.host(network.id),
+    )
+    version = Version(now, 0, cluster.me)
+    told = Item(Kind.ENDPOINT, id_, version, endpoint, origin=cluster.me, seq=cluster.next_seq())
+    try:
+        await cluster.commit([told, Item(Kind.ATTACHMENT, id_, version, attachment)])
+    except BaseException:
+        if id_ not in cluster.endpoints:
+            cluster.usage.unreserve(id_)
+        raise
