@@ -58,8 +58,8 @@ class NetworkDetail(NetworkShape, frozen=True):
     options: dict[str, str]
     labels: dict[str, str]
     blocks: list[BlockShape]
-    host_access: bool
-    broadcast: bool
+    host_access: bool = False
+    broadcast: bool = False
 
 
 class EndpointShape(msgspec.Struct, frozen=True):
