@@ -74,10 +74,10 @@ def parse(chunk: bytes, start: int, end: int) -> Seen:
         alias=_text(found.get(IFLA_IFALIAS)),
         kind=_text(info.get(IFLA_INFO_KIND)),
         up=bool(flags & IFF_UP),
-        mtu=_number(found.get(IFLA_MTU)),
+        mtu=number(found.get(IFLA_MTU)),
         mac=found.get(IFLA_ADDRESS, b""),
-        master=_number(found.get(IFLA_MASTER)),
-        peer=_number(found.get(IFLA_LINK)),
+        master=number(found.get(IFLA_MASTER)),
+        peer=number(found.get(IFLA_LINK)),
         elsewhere=IFLA_LINK_NETNSID in found,
         inet6=AF_INET6 in _nested(found.get(IFLA_AF_SPEC)),
         inet=_nested(_nested(found.get(IFLA_AF_SPEC)).get(AF_INET)).get(IFLA_INET_CONF, b""),
@@ -109,12 +109,12 @@ def to_link(seen: Seen, master: str | None) -> Link | None:
         return None
     port = None
     if seen.port is not None:
-        port = Port(**{field: _number(seen.port.get(number)) == 1 for field, number in _PORT.items()})
+        port = Port(**{field: number(seen.port.get(at)) == 1 for field, at in _PORT.items()})
     vxlan = None
     if seen.kind == "vxlan":
         local = seen.data.get(IFLA_VXLAN_LOCAL) or seen.data.get(IFLA_VXLAN_LOCAL6) or b""
-        number = int.from_bytes(seen.data.get(IFLA_VXLAN_PORT, b""), "big")
-        vxlan = Vxlan(vni=_number(seen.data.get(IFLA_VXLAN_ID)), local=local, port=number)
+        udp_port = int.from_bytes(seen.data.get(IFLA_VXLAN_PORT, b""), "big")
+        vxlan = Vxlan(vni=number(seen.data.get(IFLA_VXLAN_ID)), local=local, port=udp_port)
     return Link(
         name=seen.name,
         kind=cast("Literal['bridge', 'vxlan', 'veth']", seen.kind),
@@ -125,7 +125,7 @@ def to_link(seen: Seen, master: str | None) -> Link | None:
         port=port,
         vxlan=vxlan,
         up=seen.up,
-        narrow=all(_number(seen.inet[4 * at - 4 : 4 * at]) == value for at, value in NARROW.items()),
+        narrow=all(number(seen.inet[4 * at - 4 : 4 * at]) == value for at, value in NARROW.items()),
     )
 
 
@@ -133,7 +133,8 @@ def _nested(value: bytes | None) -> dict[int, bytes]:
     return frames.attributes(value, 0, len(value)) if value else {}
 
 
-def _number(value: bytes | None) -> int:
+def number(value: bytes | None) -> int:
+    """Read an attribute that is an unsigned integer; 0 where it is missing."""
     return int.from_bytes(value, "little" if LITTLE else "big") if value else 0
 
 

@@ -8,12 +8,13 @@ from collections.abc import Iterable, Sequence
 from typing import Self
 
 from meshd.errors import KernelError
-from meshd.kernel import actual, forwarding, netlink, nexthops, underlay
+from meshd.kernel import actual, forwarding, netlink, nexthops, underlay, vxlans
 from meshd.kernel.apply import Applier, Failures
 from meshd.kernel.echoes import Echoes
 from meshd.kernel.links import Links
 from meshd.kernel.nft import Firewall
 from meshd.kernel.underlay import Underlay
+from meshd.kernel.vxlans import ForeignVxlan
 from meshd.kernel.watch import Watch
 from meshd.plan.forwarding import Forwarding
 from meshd.plan.objects import Dump, Link
@@ -73,6 +74,10 @@ class Namespace:
     def links_exist(self, names: Iterable[str]) -> set[str]:
         """Return those of ``names`` that are devices in this namespace. Raises KernelError."""
         return set(self._links.indices([*names]))
+
+    def foreign_vxlans(self, cluster_mark: str) -> list[ForeignVxlan]:
+        """List VXLAN devices that are not this cluster's. Raises KernelError."""
+        return vxlans.foreign(self._netlink, cluster_mark)
 
     def underlay(self, bind: str | None) -> Underlay:
         """Find what carries the overlay. Raises ConfigError naming ``bind``, KernelError."""

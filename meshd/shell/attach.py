@@ -13,7 +13,7 @@ from typing import Annotated, NamedTuple
 import msgspec
 import trio
 
-from meshd.errors import BadRequest, Conflict, Unavailable
+from meshd.errors import BadRequest, Conflict, KernelError, MeshdError, Unavailable
 from meshd.model import (
     Attachment,
     Endpoint,
@@ -28,7 +28,7 @@ from meshd.model import (
 )
 from meshd.plan import desired, names, ops
 from meshd.plan.objects import Link
-from meshd.shell import hostaccess, networks, space
+from meshd.shell import hostaccess, networks, space, vxlans
 from meshd.shell.detach import (
     delete_link,
     detach,
@@ -292,7 +292,14 @@ async def _stand(
             with trio.CancelScope(shield=True):
                 await release(cluster, [endpoint_id])
                 await delete_link(cluster, attachment.host_if)
-            raise error
+                raise await _explained(cluster, network, op, error)
+
+
+async def _explained(cluster: ClusterLike, network: Item, op: ops.Op, error: KernelError) -> MeshdError:
+    """Say more about a refused VXLAN device than the kernel does."""
+    if _device(op) == names.vxlan(network.id):
+        return await vxlans.explain(cluster, networks.facts(network), error)
+    return error
 
 
 def _device(op: ops.Op) -> str | None:

@@ -26,6 +26,7 @@ from meshd.model import (
     Version,
 )
 from meshd.plan.names import NAME_HEX, veth
+from meshd.shell import vxlans
 from meshd.shell.usecase import ClusterLike
 from meshd.state import lookup
 from meshd.state.addresses import BlockView, blocks_view
@@ -98,6 +99,7 @@ async def create_network(cluster: ClusterLike, request: NetworkRequest, *, built
                 f"no network can be made: {cluster.allocation_stopped}", "meshctl status says more"
             )
         network_id = _fresh_id(cluster)
+        vnis = await vxlans.taken(cluster) if request.driver == "overlay" else {}
         network = plan_network(
             request,
             network_id,
@@ -108,6 +110,7 @@ async def create_network(cluster: ClusterLike, request: NetworkRequest, *, built
             pools=cluster.settings.pools,
             secret=cluster.secret,
             builtin=builtin,
+            vnis=vnis,
         )
         item = Item(KIND_OF_DRIVER[network.driver], network_id, Version(0, 0, cluster.me), network)
         items = [item]

@@ -10,6 +10,7 @@ import msgspec
 
 from meshd.config import Settings
 from meshd.errors import KernelError
+from meshd.kernel.vxlans import ForeignVxlan
 from meshd.model import (
     Address,
     Attachment,
@@ -38,7 +39,7 @@ Args = TypeVarTuple("Args")
 
 
 class KernelLike(Protocol):
-    """kernel/namespace.py, as far as use cases go. Both calls block: they are made in a worker thread."""
+    """kernel/namespace.py, as far as use cases go. All calls block: they are made in a worker thread."""
 
     def create_veth(self, link: Link, peer: str, peer_mac: bytes, peer_mtu: int) -> None:
         """Make a veth pair, the host's end as ``link`` says. Raises KernelError with nothing left behind."""
@@ -46,6 +47,10 @@ class KernelLike(Protocol):
 
     def delete_link(self, name: str) -> None:
         """Delete a device of ours; one that is gone is a success. Raises KernelError."""
+        ...
+
+    def foreign_vxlans(self, cluster_mark: str) -> list[ForeignVxlan]:
+        """List VXLAN devices that are not this cluster's. Raises KernelError."""
         ...
 
 

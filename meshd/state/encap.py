@@ -19,22 +19,28 @@ from meshd.errors import BadRequest, Conflict, Unavailable
 from meshd.model import HostFacts, HostId, Item, Network, NetworkId
 
 
-def plan_vni(network_id: NetworkId, wanted: int | None, networks: Iterable[Item]) -> int:
+def plan_vni(
+    network_id: NetworkId,
+    wanted: int | None,
+    networks: Iterable[Item],
+    taken: Mapping[int, str] | None = None,
+) -> int:
     """Take the number asked for, or probe upward from a hash of the network id past those in use.
+
+    ``taken``: numbers that something other than a network has, in words: ``device vx0 of this host``.
 
     Automatic numbers are at or above VNI_MIN, out of the way of numbers that people choose by hand. Raises
     BadRequest (not 1 to VNI_MAX), Conflict (in use), Unavailable (all in use).
     """
-    used = {
-        item.body.vni: item.body.name for item in networks if isinstance(item.body, Network) and item.body.vni
-    }
+    used = dict(taken or {})
+    for item in networks:
+        if isinstance(item.body, Network) and item.body.vni:
+            used[item.body.vni] = f"network {item.body.name}"
     if wanted is not None:
         if not 1 <= wanted <= VNI_MAX:
             raise BadRequest(f"vni {wanted} is not between 1 and {VNI_MAX}")
         if wanted in used:
-            raise Conflict(
-                f"vni {wanted} is used by network {used[wanted]}", "choose another, or leave --vni out"
-            )
+            raise Conflict(f"vni {wanted} is used by {used[wanted]}", "choose another, or leave --vni out")
         return wanted
     count = VNI_MAX - VNI_MIN + 1
     hashed = hashlib.blake2b(network_id, digest_size=8, person=b"meshd vni").digest()

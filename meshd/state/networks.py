@@ -63,12 +63,13 @@ def plan_network(
     secret: bytes,
     routes: Sequence[str] = (),
     builtin: bool = False,
+    vnis: Mapping[int, str] | None = None,
 ) -> Network:
     """Plan the network that ``request`` asks for.
 
     ``networks``: all live NETWORK and LOCAL_NETWORK items. ``hosts``: what every known host says of itself.
     ``secret``: the cluster's, from which the default v6 pool follows. ``routes``: this host's own prefixes as of
-    now. ``builtin``: the daemon itself makes a network of BUILTIN_NAMES.
+    now. ``vnis``: VXLAN numbers in use for something else, in words. ``builtin``: the daemon itself makes a network of BUILTIN_NAMES.
 
     Subnets left out: a v4 one from the pools, and a v6 one too with ``ipv6``. A v6 subnet alone makes a v6-only
     network. Raises BadRequest, Conflict (name, subnet or vni in use) or Unavailable (pools exhausted).
@@ -86,7 +87,7 @@ def plan_network(
         name=request.name,
         driver=request.driver,
         subnets=(),
-        vni=plan_vni(network_id, request.vni, existing) if request.driver == "overlay" else 0,
+        vni=plan_vni(network_id, request.vni, existing, vnis) if request.driver == "overlay" else 0,
         mtu=plan_mtu(
             request.driver,
             request.mtu,

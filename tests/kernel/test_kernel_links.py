@@ -350,3 +350,22 @@ def test_frames_for_all_have_a_row_for_each_host_which_comes_and_goes_alone(host
         if row["mac"] == "00:00:00:00:00:00"
     ]
     assert sorted(told) == ["192.0.2.2", "192.0.2.4"]
+
+
+def test_strangers_vxlan_devices_are_told_with_what_they_occupy_and_ours_are_not(host):
+    bring_up(host)
+    for name, *more in (
+        ("vx4", "id", "7", "dstport", "4789", "local", "192.0.2.9"),
+        ("vx6", "id", "7", "dstport", "4789", "local", "2001:db8::9"),
+        ("vxx", "external", "dstport", "8472"),
+    ):
+        host.run("ip", "link", "add", name, "type", "vxlan", *more)
+    other = "vx-another"
+    host.run("ip", "link", "add", other, "type", "vxlan", "id", "8", "dstport", "4790")
+    host.run("ip", "link", "set", other, "alias", names.alias("feedbeef", NETWORK))
+    assert host.kernel.foreign_vxlans(MARK) == [
+        (other, 8, 4790, 4, False),
+        ("vx4", 7, 4789, 4, False),
+        ("vx6", 7, 4789, 6, False),
+        ("vxx", 0, 8472, 0, True),
+    ]

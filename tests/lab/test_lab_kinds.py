@@ -232,3 +232,46 @@ def test_a_copys_row_that_somebody_deletes_is_put_back(
     first.run("bridge", "fdb", "del", "00:00:00:00:00:00", "dev", f"mv{sender.devices}", "dst", "192.0.2.2")
     wait_for("the copy's row is back", 10, lambda: replicas(first, sender) == {"192.0.2.2"})
     assert heard(sender, [far]) == [EVERYTHING]
+
+
+def test_a_vni_or_port_that_a_stranger_has_is_stepped_over_or_refused_by_name(
+    lab3: Lab, new_network: NewNetwork, attach: Attach
+) -> None:
+    first, second, _ = lab3.hosts
+
+    def stranger(*kind: str) -> None:
+        second.run("ip", "link", "add", "vx-other", "type", "vxlan", *kind)
+        second.run("ip", "link", "set", "vx-other", "up")
+
+    network = new_network("--vni", "7777")
+    attach(first, network)
+    stranger("id", "7777", "dstport", "4789", "local", second.address)
+    try:
+        taken = second.meshctl("network", "create", "other", "--vni", "7777")
+        assert taken.returncode == 1
+        ns = lab3.container("in-the-way")
+        for _ in range(2):  # the second time the kernel is asked anew
+            refused = second.meshctl("attach", network, "--netns", f"/run/netns/{ns}")
+            assert refused.returncode == 1
+            assert "vni 7777" in refused.stderr
+            assert "device vx-other" in refused.stderr
+            assert "--vni" in refused.stderr
+        second.wait_in_sync()
+        clash = second.meshctl("network", "create", "other", "--vni", "7778")
+        assert clash.returncode == 0
+        second.json("network", "rm", "other")
+    finally:
+        second.run("ip", "link", "del", "vx-other")
+    there = attach(second, network)  # and now it works
+    first.wait_rows(there.mac)
+    second.json("detach", network, "--netns", there.path)
+    second.wait_in_sync()
+
+    stranger("external", "dstport", "4789")
+    try:
+        refused = second.meshctl("attach", network, "--netns", f"/run/netns/{ns}")
+        assert refused.returncode == 1
+        assert "UDP port 4789" in refused.stderr
+        assert "device vx-other" in refused.stderr
+    finally:
+        second.run("ip", "link", "del", "vx-other")

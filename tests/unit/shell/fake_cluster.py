@@ -45,6 +45,10 @@ class FakeKernel:
         self.links = {}
         self.fail_create = None
         self.fail_delete = None
+        self.vxlans = []
+
+    def foreign_vxlans(self, cluster_mark):
+        return self.vxlans
 
     def create_veth(self, link, peer, peer_mac, peer_mtu):
         if self.fail_create:

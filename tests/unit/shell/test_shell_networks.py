@@ -1,13 +1,17 @@
 """Networks over hosts in memory; fake are kernel, journal and gossip (fake_cluster.py)."""
 
+import errno
+
 import pytest
 import trio
 
-from meshd.errors import BadRequest, Conflict, NotFound, Unavailable
+from meshd.errors import BadRequest, Conflict, KernelError, NotFound, Unavailable
+from meshd.kernel.vxlans import ForeignVxlan
 from meshd.model import Kind, Removed
 from meshd.shell import networks
 from meshd.shell.attach import AttachRequest, Netns, attach, detach
 from meshd.shell.networks import create_network, ensure_default_bridge, remove_network
+from meshd.shell.vxlans import explain
 from meshd.state.networks import NetworkRequest
 from tests.unit.shell.fake_cluster import BOOT, World
 
@@ -219,3 +223,34 @@ async def test_blocks_of_a_network_say_who_owns_how_many_free_addresses():
     assert set(free) == {one.me, two.me}
     bridge = await ensure_default_bridge(one)
     assert sum(block.free for block in networks.blocks(one, bridge)) == 253
+
+
+async def test_a_new_network_keeps_clear_of_numbers_that_strangers_devices_have_at_our_port():
+    (host,) = World().hosts
+    host.kernel.vxlans = [
+        ForeignVxlan("vx0", 77, 4789, 4, external=False),
+        ForeignVxlan("vx1", 78, 8472, 4, external=False),
+        ForeignVxlan("vx2", 79, 4789, 6, external=False),
+    ]
+    with pytest.raises(Conflict, match="vni 77 is used by device vx0 of this host"):
+        await create_network(host, NetworkRequest("blue", vni=77))
+    for name, vni in (("red", 78), ("green", 79)):
+        assert networks.facts(await create_network(host, NetworkRequest(name, vni=vni))).vni == vni
+
+
+@pytest.mark.parametrize(
+    ("number", "vxlans", "line"),
+    [
+        (errno.EEXIST, [ForeignVxlan("vx0", 77, 4789, 4, external=False)], "by device vx0 of this host"),
+        (errno.EEXIST, [], "by a device that was moved out of this namespace"),
+        (errno.EADDRINUSE, [ForeignVxlan("ex0", 0, 4789, 0, external=True)], "by device ex0 of this host"),
+        (errno.EADDRINUSE, [], "by another program"),
+        (errno.ENOMEM, [], "the kernel's words"),
+    ],
+)
+async def test_what_stands_in_a_vxlan_devices_way_is_named(number, vxlans, line):
+    (host,) = World().hosts
+    network = networks.facts(await create_network(host, NetworkRequest("blue", vni=77)))
+    host.kernel.vxlans = vxlans
+    error = KernelError("device mv", errno=number, words="the kernel's words")
+    assert line in (await explain(host, network, error)).what

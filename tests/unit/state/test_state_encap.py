@@ -31,6 +31,14 @@ def test_a_vni_in_use_is_stepped_over():
     assert plan_vni(A, None, [network("blue", first), network("red", first + 1)]) == first + 2
 
 
+def test_a_vni_that_a_strangers_device_has_is_stepped_over_or_refused_with_its_name():
+    first = plan_vni(A, None, [])
+    taken = {first: "device vx0 of this host", 42: "device vx1 of this host"}
+    assert plan_vni(A, None, [], taken) == first + 1
+    with pytest.raises(Conflict, match="vni 42 is used by device vx1 of this host"):
+        plan_vni(A, 42, [], taken)
+
+
 def test_an_explicit_vni_may_be_low():
     assert plan_vni(A, 1, [network("blue", 2)]) == 1
     assert plan_vni(A, VNI_MAX, []) == VNI_MAX
