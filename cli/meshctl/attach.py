@@ -15,6 +15,7 @@ from meshctl.output import Invocation
 from meshctl.params import IFNAME, IP, MAC, WORD
 from meshctl.plumb import plumb
 from meshctl.process import signals_raised
+from meshctl.report import warn
 
 DEFAULT_NETWORK = "bridge"
 CREATED = 201
@@ -100,6 +101,8 @@ def put_in(client: Client, namespace: Namespace, network: str, wanted: dict[str,
             ):  # an answer lost to a signal would be an endpoint that nobody knows of
                 status, made = client.post("endpoints", body={"network": network, **body, "netns": where})
             plumb(made["plumb"], namespace)
+            for warning in made["plumb"].get("warnings", ()):
+                warn(warning)
         except BaseException as error:
             if made is not None and status == CREATED:
                 _undo(client, network, made["id"], error)

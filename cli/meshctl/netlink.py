@@ -14,8 +14,8 @@ from typing import NamedTuple
 
 from meshctl.errors import Failed
 
-NLMSG_ERROR = 2
-NLM_F_REQUEST, NLM_F_ACK = 0x1, 0x4
+NLMSG_ERROR, NLMSG_DONE = 2, 3
+NLM_F_REQUEST, NLM_F_ACK, NLM_F_DUMP = 0x1, 0x4, 0x300
 NLM_F_REPLACE, NLM_F_EXCL, NLM_F_CREATE = 0x100, 0x200, 0x400
 NLM_F_ACK_TLVS = 0x200  # on an NLMSG_ERROR
 NLMSGERR_ATTR_MSG = 1
@@ -23,12 +23,12 @@ SOL_NETLINK, NETLINK_CAP_ACK, NETLINK_EXT_ACK = 270, 10, 11
 NLA_F_NESTED = 0x8000
 NLA_TYPE_MASK = 0x3FFF
 
-RTM_NEWLINK, RTM_GETLINK, RTM_NEWADDR, RTM_NEWROUTE = 16, 18, 20, 24
+RTM_NEWLINK, RTM_GETLINK, RTM_NEWADDR, RTM_NEWROUTE, RTM_GETROUTE = 16, 18, 20, 24, 26
 IFLA_ADDRESS, IFLA_IFNAME, IFLA_MTU, IFLA_AF_SPEC, IFLA_NET_NS_FD = 1, 3, 4, 26, 28
 IFLA_INET6_ADDR_GEN_MODE, ADDR_GEN_NONE = 8, 1
 IFF_UP = 0x1
 IFA_ADDRESS, IFA_LOCAL, IFA_FLAGS, IFA_F_NODAD = 1, 2, 8, 0x02
-RTA_DST, RTA_OIF, RTA_GATEWAY = 1, 4, 5
+RTA_DST, RTA_OIF, RTA_GATEWAY, RTA_PRIORITY = 1, 4, 5, 6
 RT_TABLE_MAIN, RTPROT_STATIC, RTN_UNICAST = 254, 4, 1
 RT_SCOPE_UNIVERSE, RT_SCOPE_LINK = 0, 253
 
@@ -56,6 +56,13 @@ class Link(NamedTuple):
 
     number: int
     mac: bytes
+
+
+class Default(NamedTuple):
+    """A default route: its link's number and its metric."""
+
+    number: int
+    metric: int
 
 
 class Netlink:
@@ -125,7 +132,22 @@ class Netlink:
             body += _attribute(IFA_FLAGS, struct.pack("=I", IFA_F_NODAD))
         self._ask(what, RTM_NEWADDR, NLM_F_CREATE | NLM_F_REPLACE, body)
 
-    def add_route(self, what: str, index: int, destination: str, via: str | None) -> None:
+    def default_routes(self, what: str, family: int) -> list[Default]:
+        """Return the default routes of the main table."""
+        body = RTMSG.pack(family, 0, 0, 0, RT_TABLE_MAIN, 0, 0, 0, 0)
+        found: list[Default] = []
+        for answer in self._dump(what, RTM_GETROUTE, body):
+            _, length, _, _, table, _, _, kind, _ = RTMSG.unpack_from(answer)
+            if length or table != RT_TABLE_MAIN or kind != RTN_UNICAST:
+                continue
+            said = dict(_attributes(answer[RTMSG.size :]))
+            number, metric = (int.from_bytes(said.get(k, b""), "little") for k in (RTA_OIF, RTA_PRIORITY))
+            found.append(Default(number, metric))
+        return found
+
+    def add_route(
+        self, what: str, index: int, destination: str, via: str | None, metric: int | None = None
+    ) -> None:
         """Add a route (``destination``: CIDR or "default"). Raises KernelRefused with EEXIST where there is one."""
         if destination == "default":
             destination = "0.0.0.0/0" if via is None or ":" not in via else "::/0"
@@ -139,10 +161,30 @@ class Netlink:
         if via is not None:
             body += _attribute(RTA_GATEWAY, ipaddress.ip_address(via).packed)
         body += _attribute(RTA_OIF, struct.pack("=i", index))
+        if metric is not None:
+            body += _attribute(RTA_PRIORITY, struct.pack("=I", metric))
         self._ask(what, RTM_NEWROUTE, NLM_F_CREATE | NLM_F_EXCL, body)
 
     def _set(self, what: str, index: int, attributes: bytes, flags: int = 0) -> None:
         self._ask(what, RTM_NEWLINK, 0, IFINFO.pack(socket.AF_UNSPEC, 0, index, flags, flags) + attributes)
+
+    def _dump(self, what: str, kind: int, body: bytes) -> list[bytes]:
+        """Send one request for all there is of a kind; return the bodies of the answers."""
+        self.sequence += 1
+        header = HEADER.pack(HEADER.size + len(body), kind, NLM_F_REQUEST | NLM_F_DUMP, self.sequence, 0)
+        self.socket.send(header + body)
+        found: list[bytes] = []
+        while True:
+            for answered, _, sequence, payload in _messages(self.socket.recv(ANSWER_MAX_BYTES)):
+                if sequence != self.sequence:
+                    continue
+                if answered not in (NLMSG_DONE, NLMSG_ERROR):
+                    found.append(payload)
+                    continue
+                code = -int(struct.unpack_from("=i", payload)[0]) if len(payload) >= 4 else 0
+                if code:
+                    raise KernelRefused(what, code, "")
+                return found
 
     def _ask(self, what: str, kind: int, flags: int, body: bytes) -> bytes:
         """Send one message; return the body of the answer to it, b"" for a bare acknowledgement."""

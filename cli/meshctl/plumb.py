@@ -5,6 +5,7 @@ Each step looks first or is repeatable, so that an attach that was cut off anywh
 """
 
 import errno
+import socket
 from typing import Any
 
 from meshctl import netns
@@ -15,6 +16,9 @@ NO_IPV6 = (
     errno.EAFNOSUPPORT,
     errno.EOPNOTSUPP,
 )  # a kernel or namespace without IPv6 makes no link-local address
+
+
+DEFAULTS = ("default", "0.0.0.0/0", "::/0")
 
 
 def plumb(wanted: dict[str, Any], namespace: netns.Namespace) -> None:
@@ -56,8 +60,7 @@ def _bring_in(wanted: dict[str, Any], namespace: netns.Namespace, here: Netlink,
 
 def _configure(wanted: dict[str, Any], index: int, there: Netlink) -> None:
     name = wanted["ifname"]
-    if (loopback := there.link("lo")) is not None:
-        there.up("lo cannot be set up", loopback.number)
+    _loopback(there)
     if not wanted.get("ipv6"):
         _without_link_local(name, index, there)
     there.set_mtu(f"{name} cannot have an MTU of {wanted['mtu']}", index, int(wanted["mtu"]))
@@ -66,6 +69,17 @@ def _configure(wanted: dict[str, Any], index: int, there: Netlink) -> None:
     there.up(f"{name} cannot be set up", index)
     for route in wanted["routes"]:
         _route(route, index, there)
+
+
+def loopback_up(namespace: netns.Namespace) -> None:
+    """Set up the loopback of a namespace that gets nothing else. Raises Failed."""
+    with netns.inside(namespace.fd, namespace.path, Netlink) as there:
+        _loopback(there)
+
+
+def _loopback(there: Netlink) -> None:
+    if (loopback := there.link("lo")) is not None:
+        there.up("lo cannot be set up", loopback.number)
 
 
 def _without_link_local(name: str, index: int, there: Netlink) -> None:
@@ -77,12 +91,22 @@ def _without_link_local(name: str, index: int, there: Netlink) -> None:
 
 
 def _route(route: dict[str, Any], index: int, there: Netlink) -> None:
-    """Add a route unless its destination has one: it is this one, from before, or the default route of a network
-    attached earlier, which goes on being the way out.
+    """Add a route unless it is there, from before.
+
+    Of several networks the one attached first is the way out: each later one's default route has a higher metric,
+    so that it takes over by itself when those before it are detached.
     """
     destination, via = str(route["dst"]), route.get("via")
+    what = f"the route {destination} via {via} cannot be added"
+    metric = None
+    if destination in DEFAULTS:
+        v6 = destination == "::/0" or (via is not None and ":" in via)
+        others = there.default_routes(what, socket.AF_INET6 if v6 else socket.AF_INET)
+        if any(other.number == index for other in others):
+            return
+        metric = max((other.metric + 1 for other in others), default=None)
     try:
-        there.add_route(f"the route {destination} via {via} cannot be added", index, destination, via)
+        there.add_route(what, index, destination, via, metric)
     except KernelRefused as error:
         if error.errno != errno.EEXIST:
             raise

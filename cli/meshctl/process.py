@@ -26,7 +26,8 @@ ERRNO = struct.Struct("=i")
 class Child:
     """The forked child. Raises Failed where it cannot make a namespace."""
 
-    def __init__(self, argv: Sequence[str]) -> None:
+    def __init__(self, argv: Sequence[str], *, fresh: bool = True) -> None:
+        """``fresh``: in a namespace of its own; else it stays in this one."""
         self.argv = list(argv)
         said_read, said_write = os.pipe()
         go_read, go_write = os.pipe()
@@ -36,7 +37,7 @@ class Child:
         if self.pid == 0:
             os.close(said_read)
             os.close(go_write)  # so that the child sees the end of the pipe when its parent is killed
-            _be_child(self.argv, said_write, go_read)
+            _be_child(self.argv, said_write, go_read, fresh=fresh)
         os.close(said_write)
         os.close(go_read)
         self.said, self.go = said_read, go_write
@@ -150,12 +151,13 @@ def signals_held() -> Iterator[None]:
         signal.signal(signal.SIGCHLD, child_handler)
 
 
-def _be_child(argv: list[str], said: int, go: int) -> NoReturn:
+def _be_child(argv: list[str], said: int, go: int, *, fresh: bool) -> NoReturn:
     """Run in the child: never returns into the parent's code."""
     try:
         for number in heeded():
             signal.signal(number, signal.SIG_DFL)
-        netns.unshare()
+        if fresh:
+            netns.unshare()
         os.write(said, ERRNO.pack(0))
         if os.read(go, 1):
             for number in IGNORED_BY_PYTHON:

@@ -45,6 +45,12 @@ def say(what: str, hint: str = "") -> None:
     sys.stderr.flush()
 
 
+def warn(what: str) -> None:
+    """Write what went well but is not as good as it may seem to standard error: one line."""
+    sys.stderr.write(f"warning: {_one_line(what)}\n")
+    sys.stderr.flush()
+
+
 def near(word: str, known: list[str]) -> str:
     """Return the one of ``known`` that ``word`` was probably meant to be, or ""."""
     from difflib import get_close_matches  # only a mistake pays for this import

@@ -6,6 +6,7 @@ import contextlib
 from typing import Any
 
 import click
+from click.core import ParameterSource
 
 from meshctl.attach import DEFAULT_NETWORK, endpoint_options, put_in, take_out
 from meshctl.client import Client
@@ -13,10 +14,16 @@ from meshctl.errors import CommandError, Failed, WrongUsage
 from meshctl.netns import opened
 from meshctl.output import Invocation
 from meshctl.params import WORD
+from meshctl.plumb import loopback_up
 from meshctl.process import Child, signals_held, signals_raised
 from meshctl.report import say
 
 COMMAND_LINE = "meshctl.run:argv"
+WITHOUT_ENDPOINT = {
+    "none": "on network none a process has its loopback alone, nothing that others could reach",
+    "host": "on network host a process has this host's own interfaces, addresses and ports: it listens on a port "
+    "itself, and nothing stands between that could be published or named",
+}
 USAGE = "meshctl run [NETWORK] [OPTIONS] -- COMMAND..."
 
 
@@ -44,9 +51,12 @@ class RunCommand(click.Command):
 def run(ctx: click.Context, /, network: str, **wanted: Any) -> None:
     """Run COMMAND in a fresh network namespace on NETWORK (default: bridge), and exit with its status.
 
-    The namespace has no name and ends with the command; so does its endpoint.
+    The namespace has no name and ends with the command; so does its endpoint. On "none" it has its loopback alone,
+    up; on "host" COMMAND runs in this host's own namespace.
     """
     invocation: Invocation = ctx.obj
+    if network in WITHOUT_ENDPOINT:
+        ctx.exit(run_without(network, ctx, wanted, ctx.meta[COMMAND_LINE]))
     ctx.exit(run_on(Client(invocation.socket), network, wanted, ctx.meta[COMMAND_LINE]))
 
 
@@ -72,6 +82,29 @@ def run_on(client: Client, network: str, wanted: dict[str, Any], argv: list[str]
             return error.status
         finally:
             _detach(client, endpoint["id"])
+
+
+def run_without(network: str, ctx: click.Context, wanted: dict[str, Any], argv: list[str]) -> int:
+    """Run on ``none`` or ``host``, which takes no daemon. Raises WrongUsage for a flag of an endpoint."""
+    for name in wanted:
+        if ctx.get_parameter_source(name) not in (None, ParameterSource.DEFAULT):
+            flag = next(p.opts[-1] for p in ctx.command.params if p.name == name)
+            raise WrongUsage(f"{flag} cannot be met: {WITHOUT_ENDPOINT[network]}", f"leave {flag} out")
+    with signals_raised():
+        child = Child(argv, fresh=network == "none")
+        try:
+            if network == "none":
+                with opened(child.namespace) as namespace:
+                    loopback_up(namespace)
+        except BaseException:
+            child.abandon()
+            raise
+    with signals_held():
+        try:
+            return child.run()
+        except Failed as error:
+            say(error.what, error.hint)
+            return error.status
 
 
 def _detach(client: Client, endpoint: str) -> None:

@@ -271,7 +271,7 @@ def test_a_link_that_is_nowhere_is_said_so(daemon, meshctl, site):
     ]
 
 
-def test_a_second_network_leaves_the_first_default_route(daemon, meshctl, pair):
+def test_the_network_attached_first_is_the_way_out_and_the_next_one_takes_over(daemon, meshctl, pair):
     daemon.answers["POST /v1/endpoints"] = (201, pair.endpoint())
     assert meshctl("attach", "blue", "--netns", pair.netns).exit_code == 0
     second = Site()
@@ -283,9 +283,26 @@ def test_a_second_network_leaves_the_first_default_route(daemon, meshctl, pair):
         result = meshctl("attach", "green", "--netns", pair.netns, "--ifname", "eth1")
         assert (result.exit_code, result.stderr) == (0, "")
         assert pair.addresses("eth1") == {"10.2.0.2/20"}
-        assert [route["dev"] for route in pair.inner("route", "show", "default")] == ["eth0"]
+        assert default_routes(pair) == [("eth0", 0), ("eth1", 1)]
+        assert meshctl("attach", "green", "--netns", pair.netns, "--ifname", "eth1").exit_code == 0
+        assert default_routes(pair) == [("eth0", 0), ("eth1", 1)], "the same again changes nothing"
+        pair.inner("link", "del", "eth0")
+        assert default_routes(pair) == [("eth1", 1)]
     finally:
         second.remove()
+
+
+def default_routes(pair):
+    found = pair.inner("route", "show", "default")
+    return sorted((route["dev"], route.get("metric", 0)) for route in found)
+
+
+def test_a_warning_of_the_daemon_is_said_and_changes_nothing_else(daemon, meshctl, pair):
+    wanted = pair.endpoint()
+    wanted["plumb"]["warnings"] = ["parent wlan0 is wireless"]
+    daemon.answers["POST /v1/endpoints"] = (201, wanted)
+    result = meshctl("attach", "blue", "--netns", pair.netns)
+    assert (result.exit_code, result.stderr) == (0, "warning: parent wlan0 is wireless\n")
 
 
 def test_a_link_that_the_kernel_moved_and_did_not_name_is_named_in_a_second_step(pair, monkeypatch):

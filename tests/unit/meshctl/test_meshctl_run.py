@@ -154,12 +154,45 @@ def test_what_nohup_has_ignored_stays_ignored(runner):
     assert int(out.split()[1], 16) == inherited()[1] | 1 << (signal.SIGHUP - 1)
 
 
+def test_on_none_there_is_a_loopback_that_is_up_and_nothing_else(runner):
+    done = runner.run("run", "none", "--", "ip", "-j", "address")
+    assert done.returncode == 0, done.stderr
+    (only,) = json.loads(done.stdout)
+    assert (only["ifname"], "UP" in only["flags"]) == ("lo", True)
+    assert "127.0.0.1" in [address["local"] for address in only["addr_info"]]
+    assert runner.daemon.asked() == [], "it takes no daemon"
+
+
+def test_on_host_the_command_is_in_the_hosts_own_namespace(runner):
+    here = os.readlink("/proc/self/ns/net")
+    done = runner.run("run", "host", "--", "readlink", "/proc/self/ns/net")
+    assert (done.returncode, done.stdout.strip()) == (0, here)
+    assert runner.run("run", "host", "--", "sh", "-c", "exit 7").returncode == 7
+    assert runner.daemon.asked() == []
+
+
+@pytest.mark.parametrize(
+    ("network", "flag", "why"),
+    [
+        ("host", ("--ip", "10.1.0.9"), "has this host's own interfaces, addresses and ports"),
+        ("host", ("--name", "web"), "nothing stands between that could be published or named"),
+        ("none", ("--mac", MAC), "has its loopback alone"),
+    ],
+)
+def test_on_none_and_host_there_is_no_endpoint_to_say_anything_about(runner, tmp_path, network, flag, why):
+    done = runner.run("run", network, *flag, "--", "touch", str(tmp_path / "ran"))
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith(f"error: {flag[0]} cannot be met: on network {network} a process ")
+    assert why in done.stderr
+    assert not (tmp_path / "ran").exists()
+
+
 def test_a_refused_attach_runs_nothing(runner, tmp_path):
-    refusal = {"error": "the network none takes no endpoints", "hint": "", "code": "bad-request"}
-    runner.daemon.answers["POST /v1/endpoints"] = (400, refusal)
-    done = runner.run("run", "none", "--", "touch", str(tmp_path / "ran"))
+    refusal = {"error": "network blue is being removed", "hint": "", "code": "conflict"}
+    runner.daemon.answers["POST /v1/endpoints"] = (409, refusal)
+    done = runner.run("run", "blue", "--", "touch", str(tmp_path / "ran"))
     assert (done.returncode, done.stdout) == (1, "")
-    assert done.stderr == "error: the network none takes no endpoints\n"
+    assert done.stderr == "error: network blue is being removed\n"
     assert not (tmp_path / "ran").exists()
 
 
