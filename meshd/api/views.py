@@ -25,7 +25,7 @@ from meshd.api.shapes import (
     StatusShape,
     TokenShape,
 )
-from meshd.model import Endpoint, EndpointId, Item, text_id, text_ip, text_mac
+from meshd.model import Endpoint, EndpointId, Item, NetworkId, text_id, text_ip, text_mac
 from meshd.plan.objects import Finding
 from meshd.shell import networks
 from meshd.shell.attach import Attached, mtu_of
@@ -158,7 +158,8 @@ class EndpointView:
     def __init__(self, cluster: ClusterLike) -> None:
         self._cluster = cluster
         self._shown = networks.shown(cluster)
-        self._spaces = {item.id: IndexSpace.of(item) for item in networks.live(cluster)}
+        self._items = {item.id: item for item in networks.live(cluster)}
+        self._lengths: dict[NetworkId, dict[int, int]] = {}  # of the networks that were asked for
         self._failed = {found.id for found in cluster.members.values() if found.state == State.FAILED}
 
     def show(self, endpoint_id: EndpointId, endpoint: Endpoint) -> EndpointShape:
@@ -190,8 +191,11 @@ class EndpointView:
 
     def _ips(self, endpoint: Endpoint) -> list[str]:
         """Give the addresses with the prefix length of their subnet; of a network not heard of yet, its own."""
-        space = self._spaces.get(endpoint.network)
-        lengths = {prefix.version: prefix.prefixlen for prefix in space.prefixes} if space else {}
+        lengths = self._lengths.get(endpoint.network)
+        if lengths is None:
+            item = self._items.get(endpoint.network)
+            prefixes = IndexSpace.of(item).prefixes if item is not None else ()
+            lengths = self._lengths[endpoint.network] = {p.version: p.prefixlen for p in prefixes}
         return [f"{text_ip(ip)}/{lengths.get(4 if len(ip) == 4 else 6, len(ip) * 8)}" for ip in endpoint.ips]
 
     def _plumb(self, found: Attached) -> PlumbShape:

@@ -54,7 +54,17 @@ def desired_network(view: View, network_id: NetworkId) -> Kernel:
 
 def members_of(view: View, network_id: NetworkId) -> list[EndpointId]:
     """List a network's endpoints, all hosts'."""
-    return [id_ for id_, endpoint in view.endpoints.items() if endpoint.network == network_id]
+    return members_of_each(view, {network_id})[network_id]
+
+
+def members_of_each(view: View, networks: Iterable[NetworkId]) -> dict[NetworkId, list[EndpointId]]:
+    """List networks' endpoints, all hosts', in one pass over what there is."""
+    members: dict[NetworkId, list[EndpointId]] = {network: [] for network in networks}
+    for id_, endpoint in view.endpoints.items():
+        found = members.get(endpoint.network)
+        if found is not None:
+            found.append(id_)
+    return members
 
 
 def merged(view: View, parts: Mapping[NetworkId, Part]) -> Kernel:

@@ -160,19 +160,23 @@ def _additions(desired: Kernel, actual: Kernel, loss: _Loss) -> Iterator[Op]:
         for id_, nexthop in desired.nexthops.items():
             if bool(nexthop.group) is grouped and actual.nexthops.get(id_) != nexthop:
                 yield PutNexthop(nexthop)
+    found, lost = actual.fdb.get, loss.fdb
+    if not (loss.remade or loss.moved):
+        wrong = [key for key, target in desired.fdb.items() if found(key) != target]
+    else:
+        wrong = [key for key, target in desired.fdb.items() if found(key) != target or lost(key)]
     for where in ("self", "master"):
-        for key, target in desired.fdb.items():
+        for key in wrong:
             if key.where != where or key.dev in loss.absent:
                 continue
-            have = None if loss.fdb(key) else actual.fdb.get(key)
-            if have == target:
-                continue
+            target = desired.fdb[key]
+            have = None if lost(key) else found(key)
             if have is not None and (have.nhid is None) is not (target.nhid is None):
                 yield DelFdb(key)  # vxlan_fdb_update_existing refuses to turn one sort into the other
             yield PutFdb(key, target)
-    for row, mac in desired.neigh.items():
-        if actual.neigh.get(row) != mac or loss.neigh(row.dev):
-            yield PutNeigh(row, mac)
+    neighbour = actual.neigh.get
+    for row in [row for row, mac in desired.neigh.items() if neighbour(row) != mac or loss.neigh(row.dev)]:
+        yield PutNeigh(row, desired.neigh[row])
     if desired.firewall and desired.firewall != actual.firewall:
         yield SetFirewall(desired.firewall)
 
@@ -184,16 +188,15 @@ def _deletions(desired: Kernel, actual: Kernel, doomed: Kernel, loss: _Loss) -> 
     leaving = going | {link.name for link in actual.links.values() if link.master in going}
     if doomed.firewall and not desired.firewall:
         yield SetFirewall("")
-    for row in doomed.neigh:
-        if row not in desired.neigh and row.dev not in going and not loss.neigh(row.dev):
+    for row in [row for row in doomed.neigh if row not in desired.neigh]:
+        if row.dev not in going and not loss.neigh(row.dev):
             yield DelNeigh(row)
-    deleted: set[FdbKey] = set()
+    deleted = {key: None for key in doomed.fdb if key not in desired.fdb}
     for where in ("master", "self"):
-        for key in doomed.fdb:
-            if key.where == where and key not in desired.fdb:
-                deleted.add(key)
-                if key.dev not in (leaving if where == "master" else going) and not loss.fdb(key):
-                    yield DelFdb(key)
+        for key in deleted:
+            kept = key.dev not in (leaving if where == "master" else going) and not loss.fdb(key)
+            if key.where == where and kept:
+                yield DelFdb(key)
     yield from _nexthop_deletions(desired, actual, doomed, deleted, going)
     for addr in sorted(doomed.addrs - desired.addrs):
         if addr.dev not in going and addr.dev not in loss.remade:
@@ -203,7 +206,7 @@ def _deletions(desired: Kernel, actual: Kernel, doomed: Kernel, loss: _Loss) -> 
 
 
 def _nexthop_deletions(
-    desired: Kernel, actual: Kernel, doomed: Kernel, deleted: set[FdbKey], going: set[str]
+    desired: Kernel, actual: Kernel, doomed: Kernel, deleted: Mapping[FdbKey, None], going: set[str]
 ) -> Iterator[Op]:
     """Groups, then nexthops; none that a row which stays still uses, since the kernel would drop the row."""
     ids = [id_ for id_ in doomed.nexthops if id_ not in desired.nexthops]

@@ -59,16 +59,22 @@ def subtract(from_: Kernel, keys: Kernel) -> None:
         del from_.neigh[key]
 
 
-def excess(kernel: Kernel, wanted: Kernel) -> int:
-    """Count what ``kernel`` has and ``wanted`` has not."""
-    return (
-        len(kernel.links.keys() - wanted.links.keys())
-        + len(kernel.addrs - wanted.addrs)
-        + len(kernel.nexthops.keys() - wanted.nexthops.keys())
-        + len(kernel.fdb.keys() - wanted.fdb.keys())
-        + len(kernel.neigh.keys() - wanted.neigh.keys())
-        + bool(kernel.firewall and not wanted.firewall)
+def beyond(kernel: Kernel, wanted: Kernel) -> Kernel:
+    """Return what ``kernel`` has and ``wanted`` has not."""
+    return Kernel(
+        links={key: value for key, value in kernel.links.items() if key not in wanted.links},
+        addrs=kernel.addrs - wanted.addrs,
+        nexthops={key: value for key, value in kernel.nexthops.items() if key not in wanted.nexthops},
+        fdb={key: value for key, value in kernel.fdb.items() if key not in wanted.fdb},
+        neigh={key: value for key, value in kernel.neigh.items() if key not in wanted.neigh},
+        firewall="" if wanted.firewall else kernel.firewall,
     )
+
+
+def size(kernel: Kernel) -> int:
+    """Count objects."""
+    kinds = (kernel.links, kernel.addrs, kernel.nexthops, kernel.fdb, kernel.neigh)
+    return sum(map(len, kinds)) + bool(kernel.firewall)
 
 
 def of_network(kernel: Kernel, mark: str, network_id: NetworkId) -> Kernel:

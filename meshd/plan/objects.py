@@ -1,7 +1,8 @@
 """The kernel objects that meshd programs, as values. Desired state (plan/desired.py) and what a dump found
 (kernel/actual.py) are both a ``Kernel``; their difference (plan/diff.py) is what the reconciler applies.
 
-Devices are named, not numbered: names are stable, an ifindex is the kernel's business.
+Devices are named, not numbered: names are stable, an ifindex is the kernel's business. What there is one of per
+row is kept from the garbage collector (``gc=False``: see model.py).
 """
 
 from typing import Literal
@@ -54,7 +55,7 @@ class Link(msgspec.Struct, frozen=True):
     narrow: bool = False
 
 
-class Addr(msgspec.Struct, frozen=True, order=True):
+class Addr(msgspec.Struct, frozen=True, order=True, gc=False):
     """An address on one of our bridges, or on the host's own device on an overlay. ``ip`` packed, ``prefix`` bits."""
 
     dev: str
@@ -62,7 +63,7 @@ class Addr(msgspec.Struct, frozen=True, order=True):
     prefix: int
 
 
-class Nexthop(msgspec.Struct, frozen=True):
+class Nexthop(msgspec.Struct, frozen=True, gc=False):
     """An FDB nexthop (``via``: packed VTEP address) or a group of them (``group``: ids). Kernel >= 5.8."""
 
     id: int
@@ -70,7 +71,7 @@ class Nexthop(msgspec.Struct, frozen=True):
     group: tuple[int, ...] = ()
 
 
-class FdbKey(msgspec.Struct, frozen=True, order=True):
+class FdbKey(msgspec.Struct, frozen=True, order=True, gc=False):
     """What an FDB row is filed under. ``to``: packed VTEP of a row for everybody (BROADCAST), of which there is one
     a host; b"" for all others."""
 
@@ -84,7 +85,7 @@ BROADCAST = bytes(6)
 """The MAC of a VXLAN device's rows for frames that are for all: a copy goes to each (head-end replication)."""
 
 
-class FdbTarget(msgspec.Struct, frozen=True):
+class FdbTarget(msgspec.Struct, frozen=True, gc=False):
     """Where an FDB row points: a nexthop group, or a packed VTEP address, or (master rows) just the device.
 
     ``local`` marks a row for a local endpoint: static (NUD_NOARP), not extern_learn; PERMANENT would make the MAC
@@ -96,7 +97,7 @@ class FdbTarget(msgspec.Struct, frozen=True):
     local: bool = False
 
 
-class NeighKey(msgspec.Struct, frozen=True, order=True):
+class NeighKey(msgspec.Struct, frozen=True, order=True, gc=False):
     """A neighbour on a bridge: what neigh_suppress answers ARP and ND with. ``ip`` packed."""
 
     dev: str

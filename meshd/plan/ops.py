@@ -58,27 +58,27 @@ class DelNexthop(msgspec.Struct, frozen=True):
     id: int
 
 
-class PutFdb(msgspec.Struct, frozen=True):
+class PutFdb(msgspec.Struct, frozen=True, gc=False):
     """Create or replace the FDB row."""
 
     key: FdbKey
     target: FdbTarget
 
 
-class DelFdb(msgspec.Struct, frozen=True):
+class DelFdb(msgspec.Struct, frozen=True, gc=False):
     """Delete the FDB row."""
 
     key: FdbKey
 
 
-class PutNeigh(msgspec.Struct, frozen=True):
+class PutNeigh(msgspec.Struct, frozen=True, gc=False):
     """Create or replace the neighbour. ``mac`` 6 bytes."""
 
     key: NeighKey
     mac: bytes
 
 
-class DelNeigh(msgspec.Struct, frozen=True):
+class DelNeigh(msgspec.Struct, frozen=True, gc=False):
     """Delete the neighbour."""
 
     key: NeighKey

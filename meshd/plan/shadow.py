@@ -13,13 +13,25 @@ from collections.abc import Iterable, Mapping, Set
 from meshd.errors import KernelError
 from meshd.model import HOST_NETNS, EndpointId, HostId, NetworkId
 from meshd.plan import kernels, names, wording
-from meshd.plan.desired import desired_parts, firewall_text, members_of, merged, network_part
+from meshd.plan.desired import desired_parts, firewall_text, members_of_each, merged, network_part
 from meshd.plan.diff import diff, findings
 from meshd.plan.fight import Fights
 from meshd.plan.objects import Dump, Finding, Kernel, Link
-from meshd.plan.ops import Op, PutLink, RenameLink, SetFirewall
+from meshd.plan.ops import (
+    DelAddr,
+    DelFdb,
+    DelLink,
+    DelNeigh,
+    DelNexthop,
+    Op,
+    PutLink,
+    RenameLink,
+    SetFirewall,
+)
 from meshd.plan.part import Part, add_remotes, has_rival, remote_rows, remove_remote
 from meshd.plan.view import View
+
+_DELETIONS = (DelAddr, DelFdb, DelLink, DelNeigh, DelNexthop)
 
 
 class Shadow:
@@ -34,6 +46,7 @@ class Shadow:
         self.vanished: dict[EndpointId, float] = {}
         self.withheld = False
         self.fights = Fights()
+        self._unwanted = Kernel()  # is there, as far as is known
         self._want: dict[NetworkId, Part] = {}
         self._gone = Kernel()
         self._ids: dict[HostId, int] = {}
@@ -48,16 +61,19 @@ class Shadow:
             self._replace(view, network_id, parts.get(network_id, Part(network_id)), found)
         self._ids = names.nexthop_ids(view.hosts)
         whole = merged(view, self._want)
-        expected = set(diff(whole, self.have, deletions=True))
-        self.have, self.failed = found, {}
+        before, self.have, self.failed = self.have, found, {}
         self._note_vanished(view, whole, now)
         self._gone = kernels.overlap(self._gone, found)
-        self.withheld = not deletions and kernels.excess(found, whole) > 0
+        self._unwanted = kernels.beyond(found, whole)
+        self.withheld = not deletions and kernels.size(self._unwanted) > 0
         todo = diff(whole, found, deletions=deletions, gone=self._gone)
         held = self.fights.held(todo, found, now)
         self.failed = {op: _fought_over(wait) for op, wait in held.items()}
         todo = [op for op in todo if op not in held]
-        repairs = [op for op in todo if op not in expected]
+        repairs: list[Op] = []
+        if todo and before != Kernel():  # at the start nothing is known to have been right
+            owed = set(diff(whole, before, deletions=True))
+            repairs = [op for op in todo if op not in owed]
         self.fights.note(repairs, found, now)
         return todo, repairs
 
@@ -71,7 +87,10 @@ class Shadow:
     ) -> list[Op]:
         """Return what changes require. ``networks``: of which anything may have changed; ``endpoints``: of each
         network, those that did, and if local whose link was just made. What the kernel has refused since the last
-        comparison is left out."""
+        comparison is left out.
+
+        Remote endpoints alone cost their own rows, whatever there is besides: ``view`` may be narrow, and the
+        firewall, which depends on networks and on local endpoints, is not rendered."""
         wanted, touched = Kernel(), Kernel()
         for network_id, some in endpoints.items():
             for id_ in some & view.attachments.keys():
@@ -84,15 +103,21 @@ class Shadow:
                 view, network_id, some, wanted, touched
             ):
                 whole.add(network_id)
-        for network_id in whole:
-            self._change_network(view, network_id, wanted, touched)
+        if whole:
+            view = view.whole()
+            for network_id, members in members_of_each(view, whole).items():
+                self._change_network(view, network_id, members, wanted, touched)
         kernels.join(touched, wanted)
         actual = kernels.overlap(self.have, touched)
         for number in actual.nexthops.keys() - wanted.nexthops.keys():
             if any(number in part.kernel.nexthops for part in self._want.values()):
                 del actual.nexthops[number]  # another network's rows use it
-        wanted.firewall, actual.firewall = firewall_text(view, self._want), self.have.firewall
-        self.withheld |= not deletions and kernels.excess(actual, wanted) > 0
+        if whole:
+            wanted.firewall, actual.firewall = firewall_text(view, self._want), self.have.firewall
+        unwanted = kernels.beyond(actual, wanted)
+        kernels.subtract(self._unwanted, wanted)
+        kernels.join(self._unwanted, unwanted)
+        self.withheld |= not deletions and kernels.size(unwanted) > 0
         todo = diff(wanted, actual, deletions=deletions, gone=self._gone)
         return [op for op in todo if op not in self.failed]
 
@@ -107,6 +132,8 @@ class Shadow:
                     self.vanished = {
                         id_: at for id_, at in self.vanished.items() if names.veth(id_) != op.new
                     }
+                if isinstance(op, _DELETIONS):
+                    kernels.carry_out(self._unwanted, op)
             else:
                 self.failed[op] = error
                 if isinstance(op, PutLink) and op.link.kind == "veth":
@@ -131,11 +158,11 @@ class Shadow:
         result["missing"] += [finding for part in parts.values() for finding in part.omitted.values()]
         return result
 
-    def counts(self, view: View) -> dict[str, int]:
+    def counts(self) -> dict[str, int]:
         """Return how many objects are ``missing`` and ``stale``, as far as is known without a dump."""
         omitted = sum(len(part.omitted) for part in self._want.values())
-        stale = kernels.excess(self.have, merged(view, self._want)) if self.withheld or self.failed else 0
-        return {"missing": omitted + len(self.failed) + len(self.vanished), "stale": stale}
+        missing = omitted + len(self.failed) + len(self.vanished)
+        return {"missing": missing, "stale": kernels.size(self._unwanted)}
 
     def _renumber(self, view: View) -> bool:
         """Assign nexthop ids anew if the set of hosts changed; tell whether a known host's id moved."""
@@ -189,11 +216,18 @@ class Shadow:
             if kernels.device(op) not in concerned and not isinstance(op, SetFirewall)
         }
 
-    def _change_network(self, view: View, network_id: NetworkId, wanted: Kernel, touched: Kernel) -> None:
+    def _change_network(
+        self,
+        view: View,
+        network_id: NetworkId,
+        members: Iterable[EndpointId],
+        wanted: Kernel,
+        touched: Kernel,
+    ) -> None:
         """Work out all of a network."""
         if network_id in self._want:
             kernels.join(touched, self._want[network_id].kernel)
-        part = network_part(view, network_id, self._ids, members_of(view, network_id))
+        part = network_part(view, network_id, self._ids, members)
         self._replace(view, network_id, part, self.have)
         kernels.join(wanted, part.kernel)
         missing = {view.attachments[id_].host_if for id_ in self.vanished if id_ in view.attachments}

@@ -490,8 +490,11 @@ class Cluster:
             case Kind.DEED if item is not None:
                 self.deeds.add(item)
             case Kind.HOST:
-                _set(self.hosts, item_id, body if isinstance(body, HostFacts) else None)
-                self._dirty(None)
+                was = self.hosts.get(item_id)
+                facts = body if isinstance(body, HostFacts) else None
+                _set(self.hosts, item_id, facts)
+                if _programmed(was) != _programmed(facts):  # else nothing is to be worked out anew
+                    self._dirty(None)
             case Kind.NETWORK | Kind.LOCAL_NETWORK:
                 _set(self.networks, item_id, body if isinstance(body, Network) else None)
                 self._dirty(item_id)
@@ -591,6 +594,11 @@ class Cluster:
 def cluster_id(secret: bytes) -> bytes:
     """Derive the cluster's public id (16 bytes) from its secret."""
     return hashlib.blake2b(b"meshd/1 cluster id", key=secret, digest_size=16).digest()
+
+
+def _programmed(facts: HostFacts | None) -> tuple[bytes, int] | None:
+    """Return what plan/ reads of a host's facts."""
+    return None if facts is None else (facts.vtep, facts.underlay_mtu)
 
 
 def _set(mapping: dict, key: bytes, value: object | None) -> None:  # type: ignore[type-arg]

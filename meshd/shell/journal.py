@@ -88,7 +88,7 @@ def pack_record(body: bytes) -> bytes:
 def _record_at(data: bytes, offset: int) -> bytes | None:
     """Return the body of the record at ``offset``; None where a crash cut it short. Raises ValueError on damage."""
     start = offset + _RECORD.size
-    if start > len(data) or not any(data[offset:]):
+    if start > len(data) or (not any(data[offset:start]) and not any(data[start:])):
         return None
     length, crc, head_crc = _RECORD.unpack_from(data, offset)
     if zlib.crc32(data[offset : offset + 8]) != head_crc or length == 0:

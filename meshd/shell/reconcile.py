@@ -218,16 +218,18 @@ class Reconciler:
 
     async def _apply_changes(self) -> None:
         """Work out and carry out what the marks since the last time require."""
-        marked, view = self._marked, self._view().frozen()
+        marked = self._marked
         dirty, self._dirty = self._dirty, set()
         endpoints, self._dirty_endpoints = self._dirty_endpoints, {}
         everything, self._all_dirty = self._all_dirty, False
         deletions = self._deletions_allowed()
+        whole = dirty or everything
+        view = self._view().frozen() if whole else self._view().narrow(set().union(*endpoints.values()))
 
         def work() -> None:
             networks = dirty | view.networks.keys() | self._shadow.networks() if everything else dirty
             self._carry_out(self._shadow.change(view, networks, endpoints, deletions=deletions))
-            self._publish(view)
+            self._publish()
 
         await self.in_kernel_thread(work)
         self._try_refused_again()
@@ -249,7 +251,7 @@ class Reconciler:
                 found.links.pop(name, None)
             ops, repairs = self._shadow.compare(view, found, now, deletions=deletions)
             self._carry_out(ops)
-            self._publish(view)
+            self._publish()
             return [op for op in repairs if op not in self._shadow.failed]
 
         try:
@@ -286,11 +288,11 @@ class Reconciler:
     def _inspect(self, view: View) -> dict[str, list[Finding]]:
         return self._shadow.inspect(view, self._namespace.dump(view.cluster))
 
-    def _publish(self, view: View) -> None:
+    def _publish(self) -> None:
         """Leave copies for the loop's thread of what is asked for there. Runs in the kernel thread."""
         self._failed = dict(self._shadow.failed)
         self._vanished = dict(self._shadow.vanished)
-        self._counts = self._shadow.counts(view)
+        self._counts = self._shadow.counts()
         self._withheld = self._shadow.withheld
         self._fights = frozenset(self._shadow.fights.going)
 

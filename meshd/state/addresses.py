@@ -228,8 +228,10 @@ def low_water(space: IndexSpace, book: DeedBook, usage: Usage, me: HostId, now: 
     use = usage.of(space.network)
     parts = [space.auto_part(block.start, block.end) for block in book.owned(space.network, me)]
     usable = sum(space.usable(*part) for part in parts)
-    busy = sorted(use.busy(now) - set(space.reserved))
-    free = usable - sum(count(busy, *part) for part in parts)
+    cooling = sorted(i for i in use.released if i not in use.holders and use.cooling(i, now))
+    reserved = [i for i in space.reserved if i in use.holders or use.cooling(i, now)]
+    taken = sum(count(use.used, *part) + count(cooling, *part) for part in parts)
+    free = usable - taken + sum(start <= i < end for i in reserved for start, end in parts)
     return free < usable * LOW_WATER or not usable
 
 

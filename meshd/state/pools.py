@@ -4,6 +4,7 @@ prefixes and what they belong to in words; must not know networks or hosts other
 A prefix is chosen by hash of the network id, so two partitions that create at once rarely choose the same.
 """
 
+import functools
 import hashlib
 import ipaddress
 from bisect import bisect_right
@@ -36,11 +37,16 @@ def ula48(secret: bytes) -> ipaddress.IPv6Network:
 def prefix_taken(text: str, what: str) -> Taken | None:
     """Read a prefix that a peer published; None for a default route, which leaves every prefix free, and for what
     is no prefix: a peer's mistake must not keep this host from making networks."""
+    prefix = _prefix(text)
+    return Taken(prefix, what) if prefix is not None and prefix.prefixlen else None
+
+
+@functools.lru_cache(maxsize=1 << 14)  # each new network is compared with all others': 20 ms at 1,000 without
+def _prefix(text: str) -> Prefix | None:
     try:
-        prefix = ipaddress.ip_network(text, strict=False)
+        return ipaddress.ip_network(text, strict=False)
     except ValueError:
         return None
-    return Taken(prefix, what) if prefix.prefixlen else None
 
 
 def overlaps(prefix: Prefix, taken: Iterable[Taken]) -> Taken | None:

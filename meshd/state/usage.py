@@ -6,7 +6,7 @@ seconds: what was released before this start counts as released at load.
 from bisect import bisect_left, insort
 from collections.abc import Sequence
 
-from meshd.config import COOLDOWN_S
+from meshd.config import COOLDOWN_S, INSERTS_SINGLE_MAX
 from meshd.model import Endpoint, EndpointId, Item, Kind, NetworkId, Released
 
 _KINDS = (Kind.ENDPOINT, Kind.LOCAL_ENDPOINT)
@@ -16,33 +16,46 @@ class NetworkUse:
     """One network's indices in use. ``holders``: index -> its live endpoints (more than one is a conflict)."""
 
     def __init__(self) -> None:
-        self.holders: dict[int, set[EndpointId]] = {}
+        self.holders: dict[int, tuple[EndpointId, ...]] = {}
         self.released: dict[int, float] = {}
         """Index -> when it was last released (it may be in use again). Absent: never released, as far as known."""
         self._used: list[int] = []
+        self._new: list[int] = []  # in use, not in _used yet: 100,000 inserts one by one would be quadratic
 
     @property
     def used(self) -> Sequence[int]:
         """The indices in use, sorted. Not to be changed."""
+        return self._sorted()
+
+    def _sorted(self) -> list[int]:
+        if len(self._new) <= INSERTS_SINGLE_MAX:
+            for index in self._new:
+                insort(self._used, index)
+        else:
+            self._used = sorted(self._used + self._new)
+        self._new.clear()
         return self._used
 
     def take(self, index: int, endpoint: EndpointId) -> None:
         """Count an endpoint on an index."""
-        if index not in self.holders:
-            insort(self._used, index)
-            self.holders[index] = set()
-        self.holders[index].add(endpoint)
+        holders = self.holders.get(index, ())
+        if not holders:
+            self._new.append(index)
+        if endpoint not in holders:
+            self.holders[index] = (*holders, endpoint)
 
     def drop(self, index: int, endpoint: EndpointId) -> bool:
         """Take an endpoint off an index; True where that was its last."""
-        holders = self.holders.get(index)
-        if holders is None or endpoint not in holders:
+        holders = self.holders.get(index, ())
+        if endpoint not in holders:
             return False
-        holders.discard(endpoint)
-        if holders:
+        left = tuple(holder for holder in holders if holder != endpoint)
+        if left:
+            self.holders[index] = left
             return False
         del self.holders[index]
-        del self._used[bisect_left(self._used, index)]
+        used = self._sorted()
+        del used[bisect_left(used, index)]
         return True
 
     def cooling(self, index: int, now: float) -> bool:
@@ -52,7 +65,7 @@ class NetworkUse:
 
     def busy(self, now: float) -> set[int]:
         """Give every index in use or cooling: what must not be handed on."""
-        return {*self._used, *(index for index in self.released if self.cooling(index, now))}
+        return {*self.holders, *(index for index in self.released if self.cooling(index, now))}
 
 
 class Usage:

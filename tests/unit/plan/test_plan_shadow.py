@@ -96,7 +96,7 @@ def test_rows_of_a_host_failed_for_days_go_when_deletions_may_and_come_back_with
     assert bench.kernel.state == desired(bench.world.view())
     assert not bench.kernel.state.neigh
     assert not bench.kernel.state.nexthops
-    assert bench.shadow.counts(bench.world.view()) == {"missing": 0, "stale": 0}
+    assert bench.shadow.counts() == {"missing": 0, "stale": 0}
     bench.change(endpoints={BLUE: {id_of("db")}})  # its record is told anew meanwhile
     assert not bench.kernel.state.neigh
     bench.world.aged = frozenset()
@@ -165,7 +165,7 @@ def test_what_only_peers_explained_waits_for_permission():
     assert bench.shadow.withheld
     assert bench.compare(deletions=False) == []
     assert bench.kernel.state == before
-    assert bench.shadow.counts(bench.world.view())["stale"] == 5
+    assert bench.shadow.counts()["stale"] == 5
     bench.compare(deletions=True)
     assert bench.kernel.state == desired(bench.world.view())
     assert not bench.shadow.withheld
@@ -201,7 +201,7 @@ def test_a_network_that_cannot_be_worked_out_for_now_is_left_as_it_is(lose):
     assert {
         name: getattr(bench.kernel.state, name) for name in ("links", "addrs", "fdb", "neigh", "nexthops")
     } == {name: getattr(before, name) for name in ("links", "addrs", "fdb", "neigh", "nexthops")}
-    assert bench.shadow.counts(bench.world.view())["missing"] == 1
+    assert bench.shadow.counts()["missing"] == 1
 
 
 def test_what_a_stranger_broke_is_a_repair_and_what_we_still_owed_is_none():
@@ -228,7 +228,7 @@ def test_what_the_kernel_refused_is_kept_shown_and_tried_again_only_by_the_next_
     bench.kernel.refuse = {op: refused(105)}
     bench.compare()
     assert list(bench.shadow.failed) == [op]
-    assert bench.shadow.counts(bench.world.view()) == {"missing": 1, "stale": 0}
+    assert bench.shadow.counts() == {"missing": 1, "stale": 0}
     (finding,) = bench.shadow.inspect(bench.world.view(), bench.kernel.dump(""))["missing"]
     assert finding.why == "not in the kernel; the kernel refused: ENOBUFS"
     assert bench.change(BLUE) == []
