@@ -189,6 +189,19 @@ UNDERLAY_CHECK_S = 30.0  # how often the underlay's address, MTU and routes are 
 UNDERLAY_RETRY_S = 1.0  # while this host has no usable address; a default route that returns makes no event
 LEAVE_LINGER_S = 1.0  # a leaving daemon stays this long so that its good-bye spreads
 
+# --- this process (daemon.py) ----------------------------------------------------------------------------
+GC_THRESHOLDS = (
+    50_000,
+    20,
+    50,
+)  # objects made before a young collection (1-2 ms), then generations. Python's
+#                                   (700, 10, 10) looked at everything 20 times while 100,000 records arrived,
+#                                   0.1-0.2 s each; records themselves are not looked at (model.py)
+BRIDGE_PORTS_MAX = (
+    1023  # ports a Linux bridge has at most: BR_MAX_PORTS is 1 << BR_PORT_BITS (10), and 0 is none
+)
+NEIGH_ALARM = 0.8  # of the kernel's gc_thresh3: when so many learned neighbours are there, say so
+
 # --- disk (shell/journal.py) ----------------------------------------------------------------------------
 JOURNAL_MAX_BYTES = 8 * 1024 * 1024  # above: a snapshot is taken and the journal starts anew
 

@@ -5,6 +5,7 @@ first. There is no clean-shutdown step that correctness needs.
 """
 
 import contextlib
+import gc
 import os
 import signal
 import socket
@@ -20,15 +21,18 @@ from meshd import __version__
 from meshd import log as logging
 from meshd.api import server
 from meshd.config import (
+    GC_THRESHOLDS,
     HOUSEKEEPING_S,
     LEAVE_LINGER_S,
     NAME_MAX_CHARS,
     RESTART_ANNOUNCED_S,
+    UNDERLAY_CHECK_S,
     VANISHED_GRACE_S,
     Settings,
 )
 from meshd.errors import ConfigError, MeshdError, StateError, Unavailable
 from meshd.kernel.namespace import Namespace
+from meshd.kernel.neighlimits import NeighLimit
 from meshd.kernel.underlay import Underlay
 from meshd.model import (
     FIRST_LOCAL_KIND,
@@ -44,7 +48,7 @@ from meshd.model import (
 )
 from meshd.node import Node
 from meshd.plan import names
-from meshd.shell import attach, disk, hostaccess, identity, networks, space
+from meshd.shell import attach, disk, hostaccess, identity, limits, networks, space
 from meshd.shell.cluster import Cluster, cluster_id
 from meshd.shell.gossip import Gossip, bind, keep_junk_out
 from meshd.shell.journal import DiskWriter, Journal
@@ -62,6 +66,7 @@ log = structlog.get_logger()
 def main(settings: Settings, source: Path) -> bool:
     """Run until SIGTERM, SIGINT or leave; True for leave. Raises MeshdError for what an operator must mend."""
     logging.configure(settings.log)
+    gc.set_threshold(*GC_THRESHOLDS)
     return trio.run(_run, settings, source)
 
 
@@ -116,6 +121,8 @@ async def _run(settings: Settings, source: Path) -> bool:
         )  # fmt: skip
         use_cases(cluster)
         cluster.adopt(now)
+        del entries
+        gc.freeze()  # what was loaded stays for good
         if not (who.new or journal.found):
             node.distrust(
                 "this host has an identity but neither journal nor snapshot: its state was lost", now
@@ -213,7 +220,9 @@ async def _until_stopped(cluster: Cluster) -> None:
 
 
 async def _keep_house(cluster: Cluster) -> None:
-    """What nobody asks for but must happen: endpoints whose link is gone, tombstones."""
+    """What nobody asks for but must happen: endpoints whose link is gone, tombstones, limits that come near."""
+    checked = cluster.now()
+    limits_first: dict[int, NeighLimit] = {}
     moved: set[EndpointId] = set()
     while True:
         await trio.sleep(HOUSEKEEPING_S)
@@ -231,6 +240,9 @@ async def _keep_house(cluster: Cluster) -> None:
                     await cluster.release(endpoint)
             await cluster.collect_tombstones()
             cluster.age_rows()
+            if now - checked >= UNDERLAY_CHECK_S:
+                checked = now
+                await _check_limits(cluster, limits_first)
             await hostaccess.keep_all(cluster)  # last: without a free address it fails, each time
         except MeshdError as error:
             log.warning("housekeeping", error=error.what)
@@ -249,6 +261,18 @@ async def _ensure_bridge(cluster: Cluster) -> None:
 
 
 NO_BRIDGE = "no-bridge"
+
+
+async def _check_limits(cluster: Cluster, first: dict[int, NeighLimit]) -> None:
+    """Raise or take back the alarm about the kernel's neighbour tables. ``first`` keeps what was read first."""
+    now = await cluster.reconciler.in_kernel_thread(cluster.kernel.neighbour_limits)
+    if not first:
+        first.update(now)
+    trouble = limits.neighbour_trouble(limits.neighbours_needed(cluster), now, first)
+    if trouble:
+        cluster.alarm("neighbours", trouble)
+    else:
+        cluster.calm("neighbours")
 
 
 def _lost(cluster: Cluster) -> list[EndpointId]:

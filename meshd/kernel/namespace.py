@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 from typing import Self
 
 from meshd.errors import KernelError
-from meshd.kernel import actual, forwarding, netlink, nexthops, underlay, vxlans
+from meshd.kernel import actual, forwarding, neighlimits, netlink, nexthops, underlay, vxlans
 from meshd.kernel.apply import Applier, Failures
 from meshd.kernel.echoes import Echoes
 from meshd.kernel.links import Links
@@ -86,6 +86,10 @@ class Namespace:
     def forwarding(self) -> Forwarding:
         """Read what is forwarded, and which devices learn routes by advertisement. Raises KernelError."""
         return forwarding.read_forwarding(self._netlink)
+
+    def neighbour_limits(self) -> dict[int, neighlimits.NeighLimit]:
+        """Return how many neighbours the kernel learns, by address family. Raises KernelError."""
+        return neighlimits.read(self._netlink)
 
     def supports_fdb_nexthops(self) -> bool:
         """Tell whether FDB rows can name nexthop groups (>= 5.8); asked of the kernel once."""

@@ -38,6 +38,7 @@ from meshd.shell.detach import (
     release_other_boots,
     release_vanished,
 )
+from meshd.shell.limits import check_ports
 from meshd.shell.space import answer_block_ask
 from meshd.shell.usecase import ClusterLike
 from meshd.state.layout import IndexSpace
@@ -124,6 +125,7 @@ async def attach(cluster: ClusterLike, request: AttachRequest) -> Attached:
             raise Unavailable(
                 f"no address can be given: {cluster.allocation_stopped}", "meshctl status says more"
             )
+        check_ports(cluster, network.id, facts.name, facts.driver)
         try:
             with cluster.desk.attaching(network.id, facts.name):
                 return await _make(cluster, network, facts, request)

@@ -428,6 +428,11 @@ class Cluster:
         log.warning("kernel fight", objects=shown, count=len(objects))
         self.events.publish("kernel-fight", count=len(objects), objects=shown)
 
+    def calm(self, kind: str) -> None:
+        """Take an alarm back: it is true no more."""
+        if self.alarms.pop(kind, None) is not None:
+            log.info("alarm over", kind=kind)
+
     def _spawn(self, function: Callable[..., Awaitable[None]], *args: object) -> None:
         if self._nursery is not None:
             self._nursery.start_soon(function, *args)

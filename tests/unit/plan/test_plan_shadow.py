@@ -457,3 +457,76 @@ def test_any_changes_in_any_batches_end_where_a_fresh_computation_would(steps, n
     assert all(
         target != FdbTarget() or key.where == "master" for key, target in bench.kernel.state.fdb.items()
     )
+
+
+class Counted(dict):
+    """A mapping that counts what is read of it. Iterating counts every entry."""
+
+    def __init__(self, *args):
+        super().__init__(*args)
+        self.visited = 0
+
+    def __getitem__(self, key):
+        self.visited += 1
+        return super().__getitem__(key)
+
+    def get(self, key, default=None):
+        self.visited += 1
+        return super().get(key, default)
+
+    def items(self):
+        self.visited += len(self)
+        return super().items()
+
+    def values(self):
+        self.visited += len(self)
+        return super().values()
+
+    def copy(self):
+        self.visited += len(self)
+        return Counted(self)
+
+
+def cost_of_one(size):
+    """Ops and visited endpoints and rows when one remote endpoint comes and goes among ``size``."""
+    bench = running()
+    for number in range(size):
+        bench.world.endpoint(f"many{number}", BLUE, B, bytes((10, 1, 1 + number // 250, 1 + number % 250)))
+    bench.compare()
+    bench.world.endpoints = endpoints = Counted(bench.world.endpoints)
+    have, part = bench.shadow.have, bench.shadow._want[BLUE]
+    have.fdb, have.neigh = Counted(have.fdb), Counted(have.neigh)
+    part.kernel.fdb, part.kernel.neigh = Counted(part.kernel.fdb), Counted(part.kernel.neigh)
+    part.claims, part.remote = Counted(part.claims), Counted(part.remote)
+    counted = (endpoints, have.fdb, have.neigh, part.kernel.fdb, part.kernel.neigh, part.claims, part.remote)
+    costs = []
+    for there in (True, False):
+        id_ = id_of("one")
+        if there:
+            bench.world.endpoint("one", BLUE, C, "10.1.15.1")
+        else:
+            bench.world.release("one")
+        for mapping in counted:
+            mapping.visited = 0
+        view = bench.world.view().narrow({id_})
+        todo = bench.shadow.change(view, set(), {BLUE: {id_}}, deletions=True)
+        bench.shadow.done(todo, bench.kernel.apply(todo))
+        bench.shadow.counts()
+        costs.append((len(todo), [mapping.visited for mapping in counted]))
+    return costs
+
+
+def test_an_endpoint_that_comes_or_goes_costs_the_same_among_ten_and_among_two_thousand():
+    few, many = cost_of_one(10), cost_of_one(2000)
+    assert few == many
+    assert [ops_ for ops_, _ in many] == [5, 5]  # host C's nexthop and group, two FDB rows, a neighbour
+    assert all(sum(visited) < 100 for _, visited in many)
+
+
+def test_a_narrow_view_suffices_also_where_the_network_has_to_be_worked_out_as_a_whole():
+    bench = running()
+    bench.world.endpoint("rival", BLUE, C, "10.1.0.66")  # db's address: who keeps it depends on all
+    id_ = id_of("rival")
+    todo = bench.shadow.change(bench.world.view().narrow({id_}), set(), {BLUE: {id_}}, deletions=True)
+    bench.shadow.done(todo, bench.kernel.apply(todo))
+    assert bench.kernel.state == desired(bench.world.view())

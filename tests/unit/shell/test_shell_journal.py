@@ -10,7 +10,15 @@ import trio
 
 from meshd.errors import StateError, Unavailable
 from meshd.model import Attachment, Item, Key, Kind, MemberFacts, Version
-from meshd.shell.journal import JOURNAL_MAGIC, DiskWriter, Journal, pack_entries, pack_record, unpack_entries
+from meshd.shell.journal import (
+    JOURNAL_MAGIC,
+    DiskWriter,
+    Journal,
+    _record_at,
+    pack_entries,
+    pack_record,
+    unpack_entries,
+)
 
 FACTS = MemberFacts(name="h", address=bytes(4), port=7947, session=b"s" * 16)
 
@@ -272,3 +280,24 @@ async def test_a_full_disk_refuses_the_commit_and_leaves_the_file_as_it_was(tmp_
         nursery.cancel_scope.cancel()
     journal.close()
     assert loaded(tmp_path)[0] == [item(1), item(3)]
+
+
+class Weighed(bytes):
+    """Bytes that count how many are copied out of them."""
+
+    copied = 0
+
+    def __getitem__(self, index):
+        found = super().__getitem__(index)
+        if isinstance(index, slice):
+            self.copied += len(found)
+        return found
+
+
+def test_a_long_journal_is_read_once_and_not_its_rest_again_for_every_record():
+    records = [pack_record(pack_entries([item(number)])) for number in range(300)]
+    data, offset = Weighed(b"".join(records)), 0
+    while offset < len(data):
+        assert _record_at(data, offset) is not None
+        offset += len(records.pop(0))
+    assert data.copied < 2 * len(data)

@@ -1,5 +1,7 @@
 """Which indices are in use, and since when others are free, from endpoint items alone."""
 
+import random
+
 import msgspec
 import pytest
 
@@ -110,3 +112,18 @@ def test_an_undone_reservation_leaves_what_was_known_before():
     usage.reserve(NET, 9, E1)
     usage.unreserve(E1)
     assert view(usage, 6.0) == ([], [9])
+
+
+def test_the_indices_in_use_are_sorted_however_many_come_at_once_and_whatever_goes_between():
+    usage, rng = Usage(), random.Random(5)
+    indices = rng.sample(range(5000), 1000)
+    held = set()
+    for number, index in enumerate(indices):
+        usage.observe(live(number.to_bytes(16, "big"), index), 0.0)
+        held.add(index)
+        if number % 97 == 0:
+            usage.observe(dead(number.to_bytes(16, "big"), index), 0.0)
+            held.discard(index)
+        if number % 311 == 0:
+            assert list(usage.of(NET).used) == sorted(held)
+    assert list(usage.of(NET).used) == sorted(held)
