@@ -7,12 +7,12 @@ gone is a success. One op's failure does not hold up the rest: the caller gets e
 
 import errno
 import itertools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, TypeVar, cast
 
 from meshd.errors import KernelError
 from meshd.kernel import addresses, netlink, nexthops, rows
-from meshd.kernel.echoes import Echoes
+from meshd.kernel.echoes import Echoes, RowNote
 from meshd.kernel.links import Links
 from meshd.kernel.nft import Firewall
 from meshd.model import text_ip, text_mac
@@ -60,6 +60,21 @@ _DEVICES: dict[type, Callable[[Sequence[Any]], Sequence[str]]] = {
     DelAddr: lambda ops: [op.addr.dev for op in ops],
 }
 """The devices that ops of a kind are on, in their order."""
+
+_NOTES: dict[type, Callable[[Sequence[Any], Index], Iterable[RowNote]]] = {
+    PutFdb: lambda ops, index: (
+        (op.key.where, True, index[op.key.dev], op.key.mac, op.target.nhid or op.target.dst) for op in ops
+    ),
+    DelFdb: lambda ops, index: ((op.key.where, False, index[op.key.dev], op.key.mac, None) for op in ops),
+    DelNeigh: lambda ops, index: (("neigh", False, index[op.key.dev], op.key.ip, None) for op in ops),
+    PutAddr: lambda ops, index: (
+        ("addr", True, index[op.addr.dev], op.addr.ip, op.addr.prefix) for op in ops
+    ),
+    DelAddr: lambda ops, index: (
+        ("addr", False, index[op.addr.dev], op.addr.ip, op.addr.prefix) for op in ops
+    ),
+}
+"""Which events the echoes are to expect; of the other kinds netlink says by itself who caused them."""
 
 _DELETES = (DelAddr, DelFdb, DelLink, DelNeigh, DelNexthop)
 
@@ -140,8 +155,8 @@ class Applier:
         sent: list[Op] = []
         for (kind, group), on in zip(groups, devices, strict=True):
             known = group if index.keys() >= set(on) else _on_devices(group, on, index, failures)
-            if self._echoes.listens:
-                self._note(known, index)
+            if kind in _NOTES:
+                self._echoes.rows(_NOTES[kind](known, index))
             messages += _ENCODE[kind](known, index)
             sent += known
         taken: list[PutFdb] = []
@@ -174,22 +189,6 @@ class Applier:
         answers = zip(owner, self._netlink.transact(messages), strict=True)
         refused = {i: error for i, error in answers if error is not None and error.errno != errno.ENOENT}
         failures += [(ops[i], _about(ops[i], error)) for i, error in refused.items()]
-
-    def _note(self, ops: Sequence[Op], index: Index) -> None:
-        """Tell the echoes which events to expect."""
-        note = self._echoes.row
-        for op in ops:
-            match op:
-                case PutFdb(key, target):
-                    note((key.where, True, index[key.dev], key.mac, target.nhid or target.dst))
-                case DelFdb(key):
-                    note((key.where, False, index[key.dev], key.mac, None))
-                case DelNeigh(neigh):
-                    note(("neigh", False, index[neigh.dev], neigh.ip, None))
-                case PutAddr(addr) | DelAddr(addr):
-                    note(("addr", isinstance(op, PutAddr), index[addr.dev], addr.ip, addr.prefix))
-                case _:
-                    return  # netlink says by itself who caused the others
 
 
 def _on_devices(ops: list[Op], on: Sequence[str], index: Index, failures: Failures) -> list[Op]:

@@ -100,4 +100,4 @@ class Namespace:
     def watch(self, *, own: bool = False) -> Watch:
         """Start to collect events of what others change, or with ``own`` of everything. To be called and used
         on the loop's thread, which must be in this namespace; one at a time. Raises KernelError."""
-        return Watch(self._echoes, own=own)
+        return Watch(self._echoes, own=own, port_id=self.port_id)

@@ -17,7 +17,7 @@ import trio
 
 from meshd.config import EVENTS_PER_READ, NETLINK_RCVBUF_BYTES
 from meshd.errors import KernelError
-from meshd.kernel import addresses, frames, linkdump, netlink, nexthops, nft, rows
+from meshd.kernel import addresses, eventfilter, frames, linkdump, netlink, nexthops, nft, rows
 from meshd.kernel.echoes import Echoes
 from meshd.plan import names
 
@@ -57,21 +57,27 @@ class Overrun(msgspec.Struct, frozen=True):
 
 class Watch:
     """Iterate over it: ``with Watch(echoes) as watch: async for event in watch``. Events queue in the kernel
-    from the moment it is made, in the namespace it is made in. ``own``: pass on own changes as well. Raises
-    KernelError."""
+    from the moment it is made, in the namespace it is made in. ``own``: pass on own changes as well; else
+    ``port_id``, of the socket that writes, keeps some of them in the kernel. Raises KernelError."""
 
     def __init__(
-        self, echoes: Echoes, *, own: bool = False, receive_bytes: int = NETLINK_RCVBUF_BYTES
+        self,
+        echoes: Echoes,
+        *,
+        own: bool = False,
+        receive_bytes: int = NETLINK_RCVBUF_BYTES,
+        port_id: int | None = None,
     ) -> None:
         self._echoes = echoes
         self._own = own
         self._queue: collections.deque[KernelEvent | Overrun] = collections.deque()
         self._sockets: list[socket.socket] = []
+        self._buffer = bytearray(_RECEIVE_BYTES)
         self._epoll = select.epoll()
         try:
-            self._join(netlink.NETLINK_ROUTE, _GROUPS, receive_bytes)
+            self._join(netlink.NETLINK_ROUTE, _GROUPS, receive_bytes, None if own else port_id)
             try:
-                self._join(netlink.NETLINK_NETFILTER, (NFNLGRP_NFTABLES,), receive_bytes)
+                self._join(netlink.NETLINK_NETFILTER, (NFNLGRP_NFTABLES,), receive_bytes, None)
             except OSError as error:
                 if error.errno != errno.EPROTONOSUPPORT:
                     raise
@@ -87,10 +93,12 @@ class Watch:
         self._ours = {index for index, seen in self._devices.items() if names.is_ours(seen.name)}
         echoes.listens = True
 
-    def _join(self, protocol: int, groups: tuple[int, ...], receive_bytes: int) -> None:
+    def _join(self, protocol: int, groups: tuple[int, ...], receive_bytes: int, port_id: int | None) -> None:
         sock = netlink.open_socket(protocol, receive_bytes)
         self._sockets.append(sock)
         sock.setblocking(False)
+        if port_id is not None:
+            eventfilter.attach(sock, port_id)
         for group in groups:
             try:
                 sock.setsockopt(netlink.SOL_NETLINK, netlink.NETLINK_ADD_MEMBERSHIP, group)
@@ -133,7 +141,7 @@ class Watch:
         for sock, parse in zip(self._sockets, (self._rtnetlink, self._nftables), strict=False):
             for _ in range(EVENTS_PER_READ):
                 try:
-                    chunk = sock.recv(_RECEIVE_BYTES)
+                    size = sock.recv_into(self._buffer)
                 except BlockingIOError:
                     break
                 except OSError as error:
@@ -142,6 +150,7 @@ class Watch:
                     self._echoes.forget()
                     self._queue.append(Overrun())
                     continue
+                chunk = bytes(memoryview(self._buffer)[:size])
                 for kind, _, start, end in frames.split(chunk):
                     event = parse(kind, chunk, start, end)
                     if event is not None and (self._own or not event.mine):
@@ -149,7 +158,7 @@ class Watch:
 
     def _rtnetlink(self, kind: int, chunk: bytes, start: int, end: int) -> KernelEvent | None:
         if kind in (rows.RTM_NEWNEIGH, rows.RTM_DELNEIGH):
-            return self._row(chunk[start:end])
+            return self._row(chunk if end - start == len(chunk) else chunk[start:end])
         mine = self._echoes.is_port(frames.HEADER.unpack_from(chunk, start)[4])
         if kind in (linkdump.RTM_NEWLINK, linkdump.RTM_DELLINK):
             return self._link(kind == linkdump.RTM_DELLINK, mine, chunk, start, end)

@@ -35,6 +35,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from conftest import Netns
 
 from meshctl import labdaemon
+from meshctl.errors import CommandError
 from meshctl.labcluster import Lab
 from meshctl.labhost import Host
 from meshd.daemon import replay
@@ -353,10 +354,21 @@ def daemons(count: int) -> None:
         learner.kill()
         begun = time.perf_counter()
         learner.begin()
-        learner.wait_ready()
+        wait_ready(learner)
         print(f"  {'kill -9, start with all rows there -> ready':<44} {time.perf_counter() - begun:8.2f} s")
         print(f"  {'resident after that':<44} {resident_mb(learner.pid):8.0f} MB")
         print(f"  in sync: {learner.json('diff')['in_sync']}")
+
+
+def wait_ready(host: Host) -> None:
+    """Wait longer than a lab does: at this size a start takes seconds."""
+    deadline = time.perf_counter() + 120
+    while time.perf_counter() < deadline:
+        with contextlib.suppress(CommandError):
+            if host.status()["ready"]:
+                return
+        time.sleep(0.05)
+    raise RuntimeError(labdaemon.tail(host.log))
 
 
 def idle(host: Host, what: str, seconds: float = 35.0) -> None:
@@ -435,7 +447,7 @@ def networks(count: int) -> None:
         host.kill()
         begun = time.perf_counter()
         host.begin()
-        host.wait_ready()
+        wait_ready(host)
         print(f"  {'kill -9, start -> ready':<44} {time.perf_counter() - begun:8.2f} s")
 
 

@@ -1,6 +1,7 @@
 """Kernel events: what others do wakes us, what we do does not."""
 
 import functools
+import socket
 import subprocess
 import threading
 
@@ -24,6 +25,7 @@ from layout import (
 
 from meshd.kernel.namespace import Namespace
 from meshd.kernel.watch import Overrun, Watch
+from meshd.model import text_ip
 from meshd.plan import names
 from meshd.plan.objects import Addr, FdbKey, FdbTarget, NeighKey
 from meshd.plan.ops import DelAddr, DelFdb, DelLink, DelNeigh, DelNexthop, PutFdb, PutNeigh, SetFirewall
@@ -182,6 +184,27 @@ def test_what_we_do_ourselves_is_not_told(host):
         # does of itself, and it costs one needless compare.
         told = {(event.what, event.gone) for event in found}
         assert told <= {8: {("neighbour", True)}, 9: {("fdb", True)}}.get(number, set()), (number, found)
+
+
+def test_neighbours_that_we_write_are_kept_out_by_the_kernel_and_others_are_not(host):
+    ours, theirs = ip("10.1.0.200"), ip("10.1.0.201")
+
+    def queued():
+        (sock, *_) = watch._sockets
+        count = 0
+        while True:
+            try:
+                count += sock.recv(1 << 16)[16] == socket.AF_INET
+            except BlockingIOError:
+                return count
+
+    with host.call(host.kernel.watch) as watch:
+        host.kernel.apply([PutNeigh(NeighKey(BRIDGE, ours), mac(1))])
+        assert queued() == 0
+        host.run("ip", "neigh", "add", text_ip(theirs), "dev", BRIDGE, "lladdr", "02:00:00:00:00:07")
+        assert queued() == 1
+        host.kernel.apply([DelNeigh(NeighKey(BRIDGE, ours))])
+        assert queued() == 1  # names nobody: echoes.py knows it
 
 
 def test_own_changes_are_told_as_ours_to_who_asks(host):
