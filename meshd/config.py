@@ -191,9 +191,9 @@ LEAVE_LINGER_S = 1.0  # a leaving daemon stays this long so that its good-bye sp
 
 # --- this process (daemon.py) ----------------------------------------------------------------------------
 GC_THRESHOLDS = (
-    50_000,
-    20,
-    50,
+    10_000,
+    10,
+    100,
 )  # objects made before a young collection (1-2 ms), then generations. Python's
 #                                   (700, 10, 10) looked at everything 20 times while 100,000 records arrived,
 #                                   0.1-0.2 s each; records themselves are not looked at (model.py)

@@ -453,10 +453,10 @@ class Node:
         if not buckets:
             self._equal.add(sender)
             return
-        messages = list(repair.stamp_messages(self.store, buckets, theirs.count, STAMPS_PER_DATAGRAM))
-        if len(buckets) > DATAGRAM_REPAIR_BUCKETS or any(
-            len(m.stamps) > STAMPS_PER_DATAGRAM for m in messages
-        ):
+        messages = repair.few_stamps(
+            self.store, buckets, theirs.count, most_buckets=DATAGRAM_REPAIR_BUCKETS, limit=STAMPS_PER_DATAGRAM
+        )
+        if messages is None:
             address = self.address_of(sender)
             if address is not None:
                 self._want_sync(sender, address, now)

@@ -126,8 +126,8 @@ def network_part(
     """Work out one network's share. ``ids``: names.nexthop_ids; ``members``: its endpoints' ids, all hosts'."""
     part = Part(network_id)
     network = view.networks.get(network_id)
-    ordered = sorted(members)  # where two claim one address, the choice must not depend on arrival
-    local = [id_ for id_ in ordered if view.endpoints[id_].host == view.me]
+    members = list(members)
+    local = sorted(id_ for id_ in members if view.endpoints[id_].host == view.me)
     if network is None:
         return _unknown(network_id, WHY_NETWORK_UNKNOWN) if local else part
     overlay = network.driver == "overlay"
@@ -142,6 +142,7 @@ def network_part(
         add_local(part, id_, view.endpoints[id_])
         _host_end(part.kernel, view, id_, view.endpoints[id_], network)
     if overlay:
+        ordered = sorted(members)  # where two claim one address, the choice must not depend on arrival
         away = ((id_, view.endpoints[id_]) for id_ in ordered if id_ not in part.local)
         add_remotes(part, view, away, ids)
     return part

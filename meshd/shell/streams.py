@@ -1,12 +1,13 @@
 """Encrypted streams between hosts: sync, fetch and the fallback probe, over TCP on the gossip port.
 
 A stream serves one purpose, named by its first message. Every read has a deadline, and nothing is buffered
-beyond one record before the peer has authenticated (wire/stream.py).
+beyond one record before the peer has authenticated (wire/stream.py). Two hosts that differ notice it together; one
+sync settles it for both, so where each has opened one, that of the lower id goes on.
 """
 
-from collections import deque
-from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import asynccontextmanager
+from collections import Counter, deque
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
+from contextlib import aclosing, asynccontextmanager
 
 import structlog
 import trio
@@ -49,6 +50,8 @@ class Streams:
         self._accepting = trio.CancelScope()
         self._inbound = trio.CapacityLimiter(STREAMS_INBOUND)
         self._outbound = trio.CapacityLimiter(STREAMS_OUTBOUND)
+        self._opened: set[HostId] = set()  # with whom a sync is under way that this host opened
+        self._answered: Counter[HostId] = Counter()  # or that they opened
 
     async def serve(self) -> None:
         """Answer peers' streams, for ever."""
@@ -80,23 +83,36 @@ class Streams:
             self._inbound.release()
 
     async def _answer(self, conversation: "Conversation") -> None:
-        async for message in conversation.messages():
-            match message:
-                case StreamPing():
-                    await conversation.send([StreamPong(nonce=message.nonce)])
-                    await conversation.finish()
-                    return
-                case Want():
-                    await conversation.send(list(pages(repair.wanted(self._node.store, message))))
-                case Done():
-                    await conversation.finish()
-                    return
-                case SyncOpen():
-                    await self._run_sync(conversation, self._session(conversation), message)
-                    await conversation.finish()
-                    return
-                case _:
-                    raise WireError("out-of-turn")
+        async with aclosing(conversation.messages()) as messages:
+            async for message in messages:
+                match message:
+                    case StreamPing():
+                        await conversation.send([StreamPong(nonce=message.nonce)])
+                        await conversation.finish()
+                        return
+                    case Want():
+                        for page in pages(repair.wanted(self._node.store, message)):
+                            await conversation.send([page])
+                    case Done():
+                        await conversation.finish()
+                        return
+                    case SyncOpen():
+                        await self._answer_sync(conversation, message)
+                        await conversation.finish()
+                        return
+                    case _:
+                        raise WireError("out-of-turn")
+
+    async def _answer_sync(self, conversation: "Conversation", message: SyncOpen) -> None:
+        peer = conversation.peer
+        if peer in self._opened and self._node.me < peer:
+            self._node.counters["syncs left to the other stream"] += 1
+            return
+        self._answered[peer] += 1
+        try:
+            await self._run_sync(conversation, self._session(conversation), message)
+        finally:
+            self._answered[peer] -= 1
 
     def _session(self, conversation: "Conversation") -> SyncSession:
         return self._node.sync_session(conversation.peer, self._gossip.now)
@@ -105,21 +121,29 @@ class Streams:
         self, conversation: "Conversation", session: SyncSession, first: Message | None = None
     ) -> None:
         if first is not None:
-            await conversation.send(list(session.receive(first)))
-        async for message in conversation.messages():
-            replies = list(session.receive(message))
-            self._gossip.pump()
-            await conversation.send(replies)
-            if session.finished:
-                return
+            await self._react(conversation, session, first)
+        async with aclosing(conversation.messages()) as messages:
+            async for message in messages:
+                await self._react(conversation, session, message)
+                if session.finished:
+                    return
         raise WireError("cut-short")
+
+    async def _react(self, conversation: "Conversation", session: SyncSession, message: Message) -> None:
+        """Send each answer as it is made: all pages of 100,000 items at once would hold up the loop for a second."""
+        for answer in session.receive(message):
+            await conversation.send([answer])
+        self._gossip.pump()
 
     # --- this host opens ------------------------------------------------------------------------------------
     async def sync(self, peer: HostId, address: Address) -> None:
         """Compare everything with ``peer`` and report to the node."""
         ok = False
         try:
+            if self._answered[peer] > 0:
+                return  # it is being settled; if not for good, the digest says so again
             async with self._open(peer, address) as conversation:
+                self._opened.add(peer)  # not before: where we cannot connect, their stream is the only one
                 session = self._session(conversation)
                 await conversation.send(session.open())
                 await self._run_sync(conversation, session)
@@ -128,8 +152,10 @@ class Streams:
                 await conversation.finish()
         except FAILURES as error:
             log.info("sync failed", peer=peer.hex(), address=str(address), error=_words(error))
-        self._node.sync_ended(peer, ok, self._gossip.now())
-        self._gossip.pump()
+        finally:
+            self._opened.discard(peer)
+            self._node.sync_ended(peer, ok, self._gossip.now())
+            self._gossip.pump()
 
     async def fetch(self, peer: HostId, address: Address, keys: Sequence[Key]) -> None:
         """Ask for items that no datagram can carry."""
@@ -140,12 +166,13 @@ class Streams:
                     for i in range(0, len(keys), _KEYS_PER_WANT)
                 ]
                 await conversation.send([*wants, Done()])
-                async for message in conversation.messages():
-                    if not isinstance(message, News):
-                        raise WireError("out-of-turn")
-                    for item in message.items:
-                        self._node.take_fetched(item, peer, self._gossip.now())
-                    self._gossip.pump()
+                async with aclosing(conversation.messages()) as messages:
+                    async for message in messages:
+                        if not isinstance(message, News):
+                            raise WireError("out-of-turn")
+                        for item in message.items:
+                            self._node.take_fetched(item, peer, self._gossip.now())
+                        self._gossip.pump()
         except FAILURES as error:
             log.info("fetch failed; the digest will find it", peer=peer.hex(), error=_words(error))
 
@@ -155,11 +182,12 @@ class Streams:
             with trio.fail_after(STREAM_CONNECT_S):
                 async with self._open(peer, address) as conversation:
                     await conversation.send([StreamPing(nonce=nonce)])
-                    async for message in conversation.messages():
-                        if isinstance(message, StreamPong) and message.nonce == nonce:
-                            self._node.stream_pong(peer, nonce, self._gossip.now())
-                            self._gossip.pump()
-                            return
+                    async with aclosing(conversation.messages()) as messages:
+                        async for message in messages:
+                            if isinstance(message, StreamPong) and message.nonce == nonce:
+                                self._node.stream_pong(peer, nonce, self._gossip.now())
+                                self._gossip.pump()
+                                return
         except FAILURES:
             return  # no answer is an answer: the probe round goes on to suspicion
 
@@ -204,7 +232,7 @@ class Conversation:
         self._channel.finish()
         await self._flush()
 
-    async def messages(self) -> AsyncIterator[Message]:
+    async def messages(self) -> AsyncGenerator[Message, None]:
         """Yield what the peer sends until it ends its direction. Raises WireError on a cut."""
         while True:
             while self._blobs:

@@ -4,7 +4,8 @@ section 4). The same three steps run in datagrams for small differences and over
 Each function takes a message and the store and says what to send; nothing here sends, waits or remembers.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import islice
 
 from meshd.messages import BUCKET_HASH_BYTES, Buckets, Stamp, Stamps, Want
 from meshd.model import Item, Key
@@ -63,6 +64,19 @@ def stamp_messages(store: Store, buckets: Iterable[int], count: int, limit: int)
         page += more
     if held:
         yield Stamps(count=count, buckets=tuple(held), stamps=tuple(page))
+
+
+def few_stamps(
+    store: Store, buckets: Sequence[int], count: int, *, most_buckets: int, limit: int
+) -> list[Stamps] | None:
+    """Step 2 in datagrams: None where there are too many buckets, or a bucket does not fit a message; which is
+    found out before a peer that knows little has this host list all it holds."""
+    if len(buckets) > most_buckets:
+        return None
+    for bucket in buckets:
+        if sum(1 for _ in islice(store.digests.keys_in([bucket], count), limit + 1)) > limit:
+            return None
+    return list(stamp_messages(store, buckets, count, limit))
 
 
 def compare(store: Store, theirs: Stamps) -> tuple[list[Item], list[Key]]:

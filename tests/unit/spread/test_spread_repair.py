@@ -64,3 +64,15 @@ def test_a_message_naming_buckets_out_of_range_finds_nothing():
     import msgspec
 
     assert repair.differing(store, msgspec.structs.replace(message, first=5)) == []
+
+
+def test_a_bucket_too_full_for_a_datagram_is_found_out_before_it_is_listed():
+    store = filled(dict.fromkeys(range(200), 1))
+    looked_up = []
+    lookup = store.lookup
+    store.lookup = lambda key: looked_up.append(key) or lookup(key)
+    assert repair.few_stamps(store, [0], 1, most_buckets=8, limit=20) is None
+    assert repair.few_stamps(store, range(16), 256, most_buckets=8, limit=20) is None
+    assert looked_up == []
+    few = repair.few_stamps(store, [0, 1, 2], 256, most_buckets=8, limit=20)
+    assert [stamp.id[0] for message in few for stamp in message.stamps] == [0, 1, 2]
