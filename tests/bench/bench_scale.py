@@ -76,11 +76,14 @@ def cpu_s(pid: int) -> float:
 @contextlib.contextmanager
 def timed(what: str, rows: int = 0):
     """Print how long the block took, rows a second, and what it added to this process."""
-    before, begun = resident_mb(), time.perf_counter()
+    before, begun, used = resident_mb(), time.perf_counter(), time.process_time()
     yield
-    seconds = time.perf_counter() - begun
+    seconds, used = time.perf_counter() - begun, time.process_time() - used
     rate = f"{rows / seconds:12,.0f} rows/s" if rows else ""
-    print(f"  {what:<44} {seconds:8.3f} s  {resident_mb() - before:+7.1f} MB  {rate}", flush=True)
+    print(
+        f"  {what:<44} {seconds:8.3f} s  (CPU {used:6.3f})  {resident_mb() - before:+7.1f} MB  {rate}",
+        flush=True,
+    )
 
 
 def endpoints(count: int, hosts: list[bytes], network: bytes) -> list[Item]:
@@ -434,7 +437,7 @@ def networks(count: int) -> None:
                     f" attach {statistics.median(attached[last]):7.2f} ms (medians)",
                     flush=True,
                 )
-        print(f"  {'CPU of the daemon, all of them':<44} {cpu_s(host.pid) - used:8.2f} s")
+        print(f"  {'CPU of the daemon, all of them':<44} {cpu_s(host.pid) - used:8.2f} s (nft's apart)")
         grown = resident_mb(host.pid) - base
         print(f"  {'daemon':<44} {1000 * grown / count:8.2f} MB a 1,000 networks ({base + grown:.0f} MB)")
         print(f"  {'kernel slab':<44} {1000 * (slab_mb() - slab) / count:8.2f} MB a 1,000 networks")
@@ -476,6 +479,8 @@ def main() -> None:
     parser.add_argument("--endpoints", type=int, default=100_000)
     parser.add_argument("--networks", type=int, default=1_000)
     options = parser.parse_args()
+    load = os.getloadavg()[0] / (os.cpu_count() or 1)
+    print(f"load of this machine before: {load:.1f} a core; above 0.5, trust the CPU seconds only")
     if shutil.which("ip") is None:
         sys.exit("needs ip")
     for part in options.parts or [*PARTS, "networks"]:
