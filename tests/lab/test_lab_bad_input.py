@@ -307,7 +307,7 @@ def test_a_pool_without_a_free_prefix_leaves_all_but_the_default_bridge(tmp_path
 @pytest.mark.parametrize(
     ("text", "line"),
     [
-        ("[gossip]\nprot = 1\n", "gossip.prot: unknown key (allowed here: bind, port, seeds, keyring)"),
+        ("[gossip]\nprot = 1\n", "gossip.prot: unknown key (allowed here: bind, port, seeds, keyring, failed_rows_age_h)"),
         ("[gossip]\nport = 'x'\n", "gossip.port: expected `int`, got `str`"),
         ("[gossip]\nport = 70000\n", "gossip.port: expected `int` <= 65535"),
         ("[gossip]\nbind = 'host1'\n", "gossip.bind: 'host1' is not an IPv4 or IPv6 address"),

@@ -66,6 +66,7 @@ COMMANDS: dict[str, Any] = {
     "endpoint inspect {endpoint}": ENDPOINT,
     "endpoint inspect {short}": ENDPOINT,
     "diff": DIFF,
+    "metrics": [{"name": re.compile(r"meshd_\w+"), "labels": dict, "value": float}],
     "token": JOINING,
     "version": {"version": str, "daemon": str},
     "attach shaped --netns {ns} --name shape": ENDPOINT,
