@@ -25,7 +25,7 @@ demo: setup  ## three hosts on this machine, told step by step
 	@$(BIN)/python -m meshctl.demo
 
 test: setup  ## every test, with one line of summary
-	@$(BIN)/python -m pytest -q -p no:cacheprovider $(ARGS)
+	@$(BIN)/python -m pytest -q -p no:cacheprovider -n 3 --dist loadfile $(ARGS)
 
 check: setup  ## format, lint, types, import rules
 	@$(BIN)/ruff format --check --quiet .
