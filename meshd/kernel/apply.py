@@ -35,6 +35,7 @@ from meshd.plan.ops import (
 
 O = TypeVar("O")  # noqa: E741
 Failures = list[tuple[Op, KernelError]]
+Groups = list[tuple[type, list[Op]]]
 Index = Mapping[str, int]
 
 _GONE = {errno.ENOENT, errno.ENODEV, errno.ESRCH, errno.EADDRNOTAVAIL}
@@ -42,9 +43,13 @@ _GONE = {errno.ENOENT, errno.ENODEV, errno.ESRCH, errno.EADDRNOTAVAIL}
 _ENCODE: dict[type, Callable[[Sequence[Any], Index], list[bytes]]] = {
     PutNexthop: lambda ops, _: [nexthops.put(op.nexthop) for op in ops],
     DelNexthop: lambda ops, _: [nexthops.delete(op.id) for op in ops],
-    PutFdb: lambda ops, index: rows.put_fdb([(op.key, op.target) for op in ops], index),
+    PutFdb: lambda ops, index: rows.put_fdb(
+        zip([op.key for op in ops], [op.target for op in ops], strict=True), index
+    ),
     DelFdb: lambda ops, index: rows.del_fdb([op.key for op in ops], index),
-    PutNeigh: lambda ops, index: rows.put_neigh([(op.key, op.mac) for op in ops], index),
+    PutNeigh: lambda ops, index: rows.put_neigh(
+        zip([op.key for op in ops], [op.mac for op in ops], strict=True), index
+    ),
     DelNeigh: lambda ops, index: rows.del_neigh([op.key for op in ops], index),
     PutAddr: lambda ops, index: addresses.put([op.addr for op in ops], index),
     DelAddr: lambda ops, index: addresses.delete([op.addr for op in ops], index),
@@ -112,15 +117,18 @@ class Applier:
     def apply(self, ops: Sequence[Op]) -> Failures:
         """Carry out ops in order; return those that failed, with the reason."""
         failures: Failures = []
-        for batched, run in itertools.groupby(ops, lambda op: type(op) in _ENCODE):
-            if batched:
-                self._rows(list(run), failures)
+        together: Groups = []
+        for kind, group in itertools.groupby(ops, type):
+            same = list(group)
+            if kind in _ENCODE:
+                together.append((kind, same))
                 continue
-            for kind, group in itertools.groupby(run, type):
-                same = list(group)
-                for op, error in zip(same, self._alone(kind, same), strict=True):
-                    if error is not None:
-                        failures.append((op, error))
+            self._rows(together, failures)
+            together = []
+            for op, error in zip(same, self._alone(kind, same), strict=True):
+                if error is not None:
+                    failures.append((op, error))
+        self._rows(together, failures)
         return failures
 
     def _alone(self, kind: type, ops: Sequence[Any]) -> list[KernelError | None]:
@@ -146,9 +154,10 @@ class Applier:
                 answers.append(error)
         return answers
 
-    def _rows(self, ops: list[Op], failures: Failures) -> None:
-        """Carry out a run of ops that are one message each."""
-        groups = [(kind, list(group)) for kind, group in itertools.groupby(ops, type)]
+    def _rows(self, groups: Groups, failures: Failures) -> None:
+        """Carry out groups of ops that are one message each."""
+        if not groups:
+            return
         devices = [_DEVICES[kind](group) if kind in _DEVICES else () for kind, group in groups]
         index = self._links.indices([*set().union(*devices)])
         messages: list[bytes] = []
@@ -160,7 +169,10 @@ class Applier:
             messages += _ENCODE[kind](known, index)
             sent += known
         taken: list[PutFdb] = []
-        for op, error in zip(sent, self._netlink.transact(messages), strict=True):
+        answers = self._netlink.transact(messages)
+        if answers.count(None) == len(sent):
+            return
+        for op, error in zip(sent, answers, strict=True):
             if error is None:
                 continue
             if error.errno == errno.EEXIST and isinstance(op, PutFdb):

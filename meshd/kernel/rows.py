@@ -74,16 +74,21 @@ def put_fdb(
     messages: list[bytes] = []
     add = messages.append
     made: dict[tuple[str, str, int | None, bytes | None, bool, bool], tuple[bytes, bytes]] = {}
+    dev, where, to, last = "", "", b"", None
+    before = after = b""
     for key, target in rows:
-        variant = (key.dev, key.where, target.nhid, target.dst, target.local, bool(key.to))
-        parts = made.get(variant)
-        if parts is None:
-            state, flags, tail = _target(key, target)
-            length = _ROW_BYTES + 12 + len(tail)
-            how = _APPEND if key.to else _PUT if replace or key.where == "master" else _CREATE
-            head = _head(RTM_NEWNEIGH, how, length, AF_BRIDGE, index[key.dev], state, flags)
-            parts = made[variant] = (head + _LLADDR, _PAD2 + tail)
-        add(parts[0] + key.mac + parts[1])
+        if target is not last or key.dev != dev or key.where != where or key.to != to:
+            dev, where, to, last = key.dev, key.where, key.to, target
+            variant = (dev, where, target.nhid, target.dst, target.local, bool(to))
+            parts = made.get(variant)
+            if parts is None:
+                state, flags, tail = _target(key, target)
+                length = _ROW_BYTES + 12 + len(tail)
+                how = _APPEND if to else _PUT if replace or where == "master" else _CREATE
+                head = _head(RTM_NEWNEIGH, how, length, AF_BRIDGE, index[dev], state, flags)
+                parts = made[variant] = (head + _LLADDR, _PAD2 + tail)
+            before, after = parts
+        add(before + key.mac + after)
     return messages
 
 

@@ -11,6 +11,7 @@ note what to expect. Its fair peer is C with such a socket open, which is what t
 """
 
 import argparse
+import gc
 import random
 import shutil
 import statistics
@@ -25,7 +26,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from conftest import Netns
 
-from meshd.config import NETLINK_BATCH, NETLINK_RCVBUF_BYTES
+from meshd.config import GC_THRESHOLDS, NETLINK_BATCH, NETLINK_RCVBUF_BYTES
 from meshd.kernel import netlink, rows
 from meshd.kernel.namespace import Namespace
 from meshd.kernel.watch import RTNLGRP_NEIGH
@@ -67,6 +68,7 @@ def main():
 
 
 def run(netns, yardstick, count, rounds):
+    gc.set_threshold(*GC_THRESHOLDS)  # as the daemon does
     netns.run("ip", "link", "add", DEVICE, "type", "vxlan", "id", "5", "dstport", "4789", "nolearning")
     netns.run("ip", "link", "set", DEVICE, "up")
     (index,) = [link["ifindex"] for link in netns.json("ip", "-j", "link", "show", "dev", DEVICE)]

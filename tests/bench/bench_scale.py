@@ -15,6 +15,7 @@ loop is held, nobody is answered. Its figure at rest is printed beside it.
 
 import argparse
 import contextlib
+import gc
 import http.client
 import json
 import os
@@ -38,6 +39,7 @@ from meshctl import labdaemon
 from meshctl.errors import CommandError
 from meshctl.labcluster import Lab
 from meshctl.labhost import Host
+from meshd.config import GC_THRESHOLDS
 from meshd.daemon import replay
 from meshd.kernel.namespace import Namespace
 from meshd.model import Attachment, Endpoint, HostFacts, Item, Kind, Network, Subnet, Version
@@ -51,7 +53,7 @@ from meshd.state.usage import Usage
 MARK = "aabbccdd"
 ME, NETWORK = bytes([1]) * 16, bytes([9]) * 16
 HOSTS = [bytes([2, n]) * 8 for n in range(100)]
-FIRST = int.from_bytes(bytes((10, 160, 1, 0)), "big")  # in 10.160.0.0/12
+FIRST = int.from_bytes(bytes((100, 64, 1, 0)), "big")  # in 100.64.0.0/12, which no default pool touches
 ROWS_PER_ENDPOINT = 3  # FDB of the vxlan device, FDB of the bridge, neighbour
 
 
@@ -104,13 +106,13 @@ def endpoints(count: int, hosts: list[bytes], network: bytes) -> list[Item]:
 
 def world(count: int) -> tuple[list[Item], bytes]:
     """Make everything a host would have on disk: a network, 101 hosts, one endpoint here; return its id too."""
-    facts = Network("big", "overlay", (Subnet("10.160.0.0/12", "10.160.0.1"),), vni=5000, creator=ME)
+    facts = Network("big", "overlay", (Subnet("100.64.0.0/12", "100.64.0.1"),), vni=5000, creator=ME)
     items = [Item(Kind.NETWORK, NETWORK, Version(0, 1, ME), facts)]
     for number, host in enumerate([ME, *HOSTS]):
         body = HostFacts(f"h{number}", bytes((192, 0, 2, 1 + number)), 4789, 1500)
         items.append(Item(Kind.HOST, host, Version(0, 0, host), body))
     local = random.Random(2).randbytes(16)
-    here = Endpoint(NETWORK, ME, "here", 2, (bytes((10, 160, 0, 2)),), names.endpoint_mac(local), "eth0")
+    here = Endpoint(NETWORK, ME, "here", 2, (bytes((100, 64, 0, 2)),), names.endpoint_mac(local), "eth0")
     plugged = Attachment("boot", 1, "/ns", "eth0", names.veth(local), names.peer(local))
     items.append(Item(Kind.ENDPOINT, local, Version(1, 0, ME), here, origin=ME, seq=1))
     items.append(Item(Kind.ATTACHMENT, local, Version(1, 0, ME), plugged))
@@ -144,6 +146,7 @@ def programmed_namespace(local: bytes):
 
 def cold(count: int) -> None:
     """Go from snapshot to kernel in this process, step by step."""
+    gc.set_threshold(*GC_THRESHOLDS)  # as the daemon does
     print(f"cold start with {count:,} remote endpoints, step by step (seconds, resident memory added)")
     with tempfile.TemporaryDirectory(prefix="meshd-bench-") as folder, contextlib.ExitStack() as stack:
         items, local = world(count)
@@ -318,7 +321,7 @@ def daemons(count: int) -> None:
         lab = Lab.up(2, Path(folder) / "lab")
         stack.callback(lab.down)
         learner, holder = lab.hosts
-        learner.json("network", "create", "big", "--subnet", "10.160.0.0/12")
+        learner.json("network", "create", "big", "--subnet", "100.64.0.0/12")
         (network,) = [n["id"] for n in learner.json("network", "ls") if n["name"] == "big"]
         learner.json("attach", "big", "--netns", f"/run/netns/{lab.container('c1')}")
         holder.wait_network("big")
@@ -465,8 +468,8 @@ def move(host: Host, peers: list[str], container: str) -> None:
 
 
 def subnet(number: int) -> str:
-    """Return the n-th /24 of 10.160.0.0/11."""
-    return f"10.{160 + number // 256}.{number % 256}.0/24"
+    """Return the n-th /24 of 100.64.0.0/10."""
+    return f"100.{64 + number // 256}.{number % 256}.0/24"
 
 
 PARTS = {"cold": cold, "delta": delta, "daemons": daemons}
