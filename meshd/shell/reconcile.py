@@ -19,6 +19,7 @@ from meshd.config import (
     DELETIONS_ASKED_S,
     DUMP_AGAIN_S,
     EVENT_SETTLE_S,
+    RECONCILE_REST,
     RECONCILE_S,
     REFUSED_AGAIN_S,
     VANISHED_GRACE_S,
@@ -204,7 +205,8 @@ class Reconciler:
         self._wake = trio.Event()
         if self._applied < self._marked:
             await self._apply_changes()
-        now, due = trio.current_time(), min(self._compare_at, self._started + RECONCILE_S)
+        rested = self._compared + RECONCILE_REST * (self._compared - self._started)
+        now, due = trio.current_time(), min(self._compare_at, max(self._started + RECONCILE_S, rested))
         if now >= due:
             await self._compare(deletions=self._deletions_allowed())
             return

@@ -384,7 +384,7 @@ def idle(host: Host, what: str, seconds: float = 35.0) -> None:
     used = cpu_s(host.pid)
     time.sleep(seconds)
     share = 100 * (cpu_s(host.pid) - used) / seconds
-    print(f"  {what + ': CPU at rest':<44} {share:8.2f} % of a core (comparing every 30 s)", flush=True)
+    print(f"  {what + ': CPU at rest':<44} {share:8.2f} % of a core (comparisons included)", flush=True)
     lag.start()
     time.sleep(seconds)
     lag.stop(f"{what}: answers at rest")

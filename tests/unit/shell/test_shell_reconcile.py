@@ -13,12 +13,14 @@ import trio
 import trio.testing
 
 from meshd.config import (
+    COMPARE_REST,
     DELETIONS_ASKED_S,
     DUMP_AGAIN_S,
     EVENT_SETTLE_S,
     FIGHT_BACKOFF_S,
     FIGHT_REPAIRS_PER_MIN,
     FIGHT_WINDOW_S,
+    RECONCILE_REST,
     RECONCILE_S,
     REFUSED_AGAIN_S,
     VANISHED_GRACE_S,
@@ -387,3 +389,22 @@ async def test_the_loop_runs_on_while_the_kernel_is_slow(monkeypatch, nursery):
     await rig.reconciler.settled()
     assert rig.right()
     nursery.cancel_scope.cancel()
+
+
+async def test_a_comparison_that_takes_long_is_made_less_often_while_nothing_happens(rig, autojump_clock):
+    dump, took = rig.kernel.dump, 5.0
+
+    def slow(mark):
+        autojump_clock.jump(took)
+        return dump(mark)
+
+    rig.kernel.dump = slow
+    await trio.sleep(RECONCILE_S + took)
+    before = rig.kernel.dumps
+    await trio.sleep(RECONCILE_REST * took - 1)
+    assert rig.kernel.dumps == before
+    await trio.sleep(took + 2)
+    assert rig.kernel.dumps == before + 1
+    rig.event()  # what somebody changes is seen to all the same
+    await trio.sleep(COMPARE_REST * took + took + 2)
+    assert rig.kernel.dumps == before + 2
