@@ -101,7 +101,10 @@ def bridge_name(network_id: NetworkId, network: Network) -> str:
 
 def outward(view: View, version: int) -> list[str]:
     """Name the networks here whose endpoints are to reach the outside over IP ``version`` 4 or 6."""
-    here = {endpoint.network for endpoint in view.endpoints.values() if endpoint.host == view.me}
+    own = (
+        view.endpoints.get(id_) for id_ in view.attachments
+    )  # all hosts' are 100,000, asked for by every status
+    here = {endpoint.network for endpoint in own if endpoint is not None and endpoint.host == view.me}
     return [
         network.name
         for id_, network in view.networks.items()

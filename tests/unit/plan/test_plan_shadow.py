@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from meshd.model import HOST_NETNS, Attachment
 from meshd.plan import names, ops
-from meshd.plan.desired import desired
+from meshd.plan.desired import desired, outward
 from meshd.plan.objects import Addr, FdbTarget, Kernel, NeighKey
 from meshd.plan.shadow import Shadow
 from tests.fake_kernel import FakeKernel, refused
@@ -530,3 +530,10 @@ def test_a_narrow_view_suffices_also_where_the_network_has_to_be_worked_out_as_a
     todo = bench.shadow.change(bench.world.view().narrow({id_}), set(), {BLUE: {id_}}, deletions=True)
     bench.shadow.done(todo, bench.kernel.apply(todo))
     assert bench.kernel.state == desired(bench.world.view())
+
+
+def test_what_goes_outward_is_told_without_a_look_at_other_hosts_endpoints():
+    world = blue_on_two_hosts()
+    world.endpoints = Counted(world.endpoints)
+    assert (outward(world.view(), 4), outward(world.view(), 6)) == (["blue"], [])
+    assert world.endpoints.visited == 2  # web, once a family; db never
