@@ -128,8 +128,18 @@ class FakeKernel:
                 s.neigh[key] = mac
             case ops.DelNeigh(key):
                 del s.neigh[key]
-            case ops.SetFirewall(text):
-                s.firewall = text
+            case ops.SetFirewall(text, elements):
+                s.firewall, s.elements = text, dict(elements)
+            case ops.PutElement(element, data):
+                if not s.firewall:
+                    raise refused(errno.ENOENT)
+                s.elements[element] = data
+            case ops.DelElement(element):
+                del s.elements[element]
+            case ops.OpenGate(gate):
+                s.gates[gate] = msgspec.structs.replace(s.gates[gate], accepts=2)
+            case ops.LeaveGate(gate):
+                s.gates[gate] = msgspec.structs.replace(s.gates[gate], accepts=0)
 
     def _need(self, dev):
         if dev not in self.state.links:

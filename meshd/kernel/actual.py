@@ -2,7 +2,7 @@
 decides ownership; what should be there is plan/desired.py's.
 
 Ours is: a device whose alias has our mark; on those devices the rows that rows.py's table lists, and the
-addresses with our protocol; nexthops with our protocol; the firewall table. What the kernel itself puts on
+addresses with our protocol; nexthops with our protocol; the firewall's tables, and our accepts in others' chains. What the kernel itself puts on
 a device (its own MAC, multicast, neighbours it learns) is nobody's and left out.
 """
 
@@ -10,6 +10,7 @@ from collections.abc import Mapping
 
 from meshd.config import NEXTHOP_BASE, ROUTE_PROTOCOL
 from meshd.kernel import addresses, linkdump, netlink, nexthops, rows
+from meshd.kernel.gates import Gates
 from meshd.kernel.links import marked
 from meshd.kernel.nft import Firewall
 from meshd.model import text_ip, text_mac
@@ -20,7 +21,7 @@ _NEXTHOPS = range(NEXTHOP_BASE, NEXTHOP_BASE + 2 * names.NEXTHOP_SLOTS)
 _FAMILIES = (2, 10)  # AF_INET, AF_INET6
 
 
-def dump(link: netlink.Netlink, firewall: Firewall, mark: str, text: str = "") -> Dump:
+def dump(link: netlink.Netlink, firewall: Firewall, gates: Gates, mark: str, text: str = "") -> Dump:
     """Read everything. ``mark``: names.cluster_mark; ``text``: the firewall that should be there, which lets
     a restarted daemon recognise its own (nft.py). Raises KernelError."""
     found = Dump(ours=Kernel())
@@ -29,7 +30,8 @@ def dump(link: netlink.Netlink, firewall: Firewall, mark: str, text: str = "") -
     _nexthops(link, found)
     _fdb(link, devices, found)
     _neighbours(link, devices, found)
-    found.ours.firewall = firewall.current(text)
+    found.ours.firewall, found.ours.elements = firewall.current(text)
+    found.ours.gates = gates.read()
     return found
 
 

@@ -8,22 +8,28 @@ gone is a success. One op's failure does not hold up the rest: the caller gets e
 import errno
 import itertools
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, TypeVar, cast
+from typing import Any, ClassVar, TypeVar
 
 from meshd.errors import KernelError
 from meshd.kernel import addresses, netlink, nexthops, rows
 from meshd.kernel.echoes import Echoes, RowNote
+from meshd.kernel.gates import Gates
 from meshd.kernel.links import Links
 from meshd.kernel.nft import Firewall
 from meshd.model import text_ip, text_mac
+from meshd.plan import elements
 from meshd.plan.ops import (
     DelAddr,
+    DelElement,
     DelFdb,
     DelLink,
     DelNeigh,
     DelNexthop,
+    LeaveGate,
     Op,
+    OpenGate,
     PutAddr,
+    PutElement,
     PutFdb,
     PutLink,
     PutNeigh,
@@ -102,14 +108,21 @@ def describe(op: Op) -> str:
         case PutNeigh(key) | DelNeigh(key):
             return f"neighbour {text_ip(key.ip)} dev {key.dev}"
         case SetFirewall():
-            return "firewall table meshd"
+            return "firewall tables meshd"
+        case PutElement(element) | DelElement(element):
+            return f"firewall element {element.set} {{ {elements.text(element)} }}"
+        case OpenGate(gate) | LeaveGate(gate):
+            return f"accepts in chain {gate.family} {gate.table} {gate.chain}"
 
 
 class Applier:
     """Applies ops in one namespace. Blocking; one thread at a time."""
 
-    def __init__(self, link: netlink.Netlink, links: Links, firewall: Firewall, echoes: Echoes) -> None:
+    def __init__(
+        self, link: netlink.Netlink, links: Links, firewall: Firewall, gates: Gates, echoes: Echoes
+    ) -> None:
         self._netlink = link
+        self._gates = gates
         self._links = links
         self._firewall = firewall
         self._echoes = echoes
@@ -145,14 +158,34 @@ class Applier:
             for i, error in zip(clear, self._links.ensure([ops[i].link for i in clear]), strict=True):
                 outcome[i] = error
             return outcome
+        if kind in (PutElement, DelElement):
+            return self._elements(kind, ops)
         answers: list[KernelError | None] = []
         for op in ops:
             try:
-                self._firewall.set(cast("SetFirewall", op).text)
+                self._ALONE[kind](self, op)
                 answers.append(None)
             except KernelError as error:
                 answers.append(error)
         return answers
+
+    _ALONE: ClassVar[dict[type, Callable[["Applier", Any], None]]] = {
+        SetFirewall: lambda self, op: self._firewall.set(op.text, dict(op.elements)),
+        OpenGate: lambda self, op: self._gates.open(op.gate),
+        LeaveGate: lambda self, op: self._gates.leave(op.gate),
+    }
+    """Ops that go one by one."""
+
+    def _elements(self, kind: type, ops: Sequence[Any]) -> list[KernelError | None]:
+        """Carry out ops on elements in one transaction; they fail together."""
+        try:
+            if kind is PutElement:
+                self._firewall.change({op.element: op.data for op in ops}, {})
+            else:
+                self._firewall.change({}, {op.element: b"" for op in ops})
+        except KernelError as error:
+            return [error] * len(ops)
+        return [None] * len(ops)
 
     def _rows(self, groups: Groups, failures: Failures) -> None:
         """Carry out groups of ops that are one message each."""

@@ -9,6 +9,7 @@ from collections.abc import Iterable
 from typing import Literal, NamedTuple, cast
 
 from meshd.kernel import frames
+from meshd.plan import names
 from meshd.plan.objects import Link, Port, Vxlan
 
 RTM_NEWLINK, RTM_DELLINK, RTM_GETLINK = 16, 17, 18
@@ -18,10 +19,10 @@ IFLA_LINKINFO, IFLA_IFALIAS, IFLA_AF_SPEC, IFLA_EXT_MASK, IFLA_LINK_NETNSID = 18
 IFLA_INFO_KIND, IFLA_INFO_DATA, IFLA_INFO_SLAVE_KIND, IFLA_INFO_SLAVE_DATA = 1, 2, 4, 5
 IFLA_VXLAN_ID, IFLA_VXLAN_LOCAL, IFLA_VXLAN_PORT, IFLA_VXLAN_LOCAL6 = 1, 4, 15, 17
 AF_INET, AF_INET6, IFLA_INET_CONF = 2, 10, 1
+IPV4_DEVCONF_ROUTE_LOCALNET = 26  # linux/ip.h; the dump's array starts with number 1
 NARROW = {8: 2, 18: 2, 19: 1}
 """plan.objects.Link.narrow in the kernel's terms, IPV4_DEVCONF_* -> value: loose rp_filter, since answers take the
 other of two devices; arp_announce and arp_ignore, since Linux answers for every address it has on any device."""
-
 OUR_KINDS = ("bridge", "vxlan", "veth")
 
 IFINFOMSG = struct.Struct("=BxHiII")  # family, device type, ifindex, flags, change
@@ -50,6 +51,15 @@ class Seen(NamedTuple):
     data: dict[int, bytes]
     port: dict[int, bytes] | None
 
+    def knob(self, number_: int) -> int:
+        """Return an IPV4_DEVCONF_* of the device; 0 where the kernel does not tell it."""
+        return number(self.inet[4 * number_ - 4 : 4 * number_])
+
+    @property
+    def localnet(self) -> bool:
+        """Tell whether packets from 127.0.0.0/8 may be routed to it."""
+        return self.knob(IPV4_DEVCONF_ROUTE_LOCALNET) != 0
+
 
 def dump_request() -> bytes:
     """Pack the dump request for all devices."""
@@ -67,6 +77,7 @@ def parse(chunk: bytes, start: int, end: int) -> Seen:
     _, _, index, flags, _ = IFINFOMSG.unpack_from(chunk, start + frames.HEADER_BYTES)
     found = frames.attributes(chunk, start + _BODY, end)
     info = _nested(found.get(IFLA_LINKINFO))
+    families = _nested(found.get(IFLA_AF_SPEC))
     port = info.get(IFLA_INFO_SLAVE_DATA) if _text(info.get(IFLA_INFO_SLAVE_KIND)) == "bridge" else None
     return Seen(
         ifindex=index,
@@ -79,8 +90,8 @@ def parse(chunk: bytes, start: int, end: int) -> Seen:
         master=number(found.get(IFLA_MASTER)),
         peer=number(found.get(IFLA_LINK)),
         elsewhere=IFLA_LINK_NETNSID in found,
-        inet6=AF_INET6 in _nested(found.get(IFLA_AF_SPEC)),
-        inet=_nested(_nested(found.get(IFLA_AF_SPEC)).get(AF_INET)).get(IFLA_INET_CONF, b""),
+        inet6=AF_INET6 in families,
+        inet=_nested(families.get(AF_INET)).get(IFLA_INET_CONF, b""),
         data=_nested(info.get(IFLA_INFO_DATA)),
         port=None if port is None else _nested(port),
     )
@@ -125,7 +136,8 @@ def to_link(seen: Seen, master: str | None) -> Link | None:
         port=port,
         vxlan=vxlan,
         up=seen.up,
-        narrow=all(number(seen.inet[4 * at - 4 : 4 * at]) == value for at, value in NARROW.items()),
+        narrow=all(seen.knob(at) == value for at, value in NARROW.items()),
+        localnet=seen.localnet and (seen.kind == "bridge" or seen.name.startswith(names.HOST)),
     )
 
 

@@ -9,6 +9,7 @@ generates an address.
 
 import ipaddress
 import struct
+from collections.abc import Mapping
 from typing import Any
 
 from meshd.config import VXLAN_TTL
@@ -20,6 +21,7 @@ from meshd.kernel.linkdump import (
     IFLA_AF_SPEC,
     IFLA_IFNAME,
     IFLA_INET_CONF,
+    IPV4_DEVCONF_ROUTE_LOCALNET,
     NARROW,
     RTM_DELLINK,
     RTM_NEWLINK,
@@ -37,7 +39,8 @@ _Attrs = list[tuple[str, Any]]
 def create(link: Link, master: int, *, inet6: bool, df: bool = True) -> list[bytes]:
     """Encode the three steps. ``master``: ifindex or 0; ``inet6``: the kernel has IPv6; ``df``: set the outer
     don't-fragment bit."""
-    return [_new(link, master, _data(link, df)), *_settle(link, 0, inet6)]
+    messages = [_new(link, master, _data(link, df)), *_settle(link, 0, inet6)]
+    return [*messages, localnet(link.name, on=True)] if link.localnet else messages
 
 
 def create_pair(
@@ -62,7 +65,16 @@ def adjust(link: Link, seen: Seen, master: int, *, inet6: bool) -> list[bytes]:
         info: _Attrs = [("IFLA_INFO_KIND", "vxlan"), ("IFLA_INFO_DATA", {"attrs": [_local(link.vxlan)]})]
         first.append(("IFLA_LINKINFO", {"attrs": info}))
     messages = [link_message(RTM_NEWLINK, frames.REQUEST, first, index=seen.ifindex)] if first else []
-    return messages + _settle(link, seen.ifindex, inet6)
+    messages += _settle(link, seen.ifindex, inet6)
+    have = to_link(seen, None)
+    if have is not None and link.localnet != have.localnet:
+        messages.append(localnet(link.name, on=link.localnet))
+    return messages
+
+
+def localnet(name: str, *, on: bool) -> bytes:
+    """Encode whether packets from 127.0.0.0/8 may be routed to a device: the knob route_localnet."""
+    return _inet(name, {IPV4_DEVCONF_ROUTE_LOCALNET: on})
 
 
 def mark(name: str, alias: str) -> bytes:
@@ -125,14 +137,15 @@ def _settle(link: Link, index: int, inet6: bool) -> list[bytes]:
         attrs.append(("IFLA_LINKINFO", {"attrs": info}))
     return [
         link_message(RTM_NEWLINK, frames.REQUEST, attrs, index=index),
-        *([_narrow(link.name)] if link.narrow else []),
+        *([_inet(link.name, NARROW)] if link.narrow else []),
         link_message(RTM_NEWLINK, frames.REQUEST, name, index=index, up=link.up),
     ]
 
 
-def _narrow(name: str) -> bytes:
-    """Encode plan.objects.Link.narrow: by netlink, since /proc/sys is read-only to the daemon."""
-    values = b"".join(frames.attribute(at, struct.pack("=I", value)) for at, value in NARROW.items())
+def _inet(name: str, knobs: Mapping[int, int]) -> bytes:
+    """Encode IPv4 settings of a device, IPV4_DEVCONF_* -> value: by netlink, since /proc/sys is read-only to the
+    daemon."""
+    values = b"".join(frames.attribute(at, struct.pack("=I", value)) for at, value in knobs.items())
     inet = frames.attribute(AF_INET, frames.attribute(IFLA_INET_CONF, values))
     named = frames.attribute(IFLA_IFNAME, name.encode() + b"\0")
     body = IFINFOMSG.pack(0, 0, 0, 0, 0) + named + frames.attribute(IFLA_AF_SPEC, inet)

@@ -11,6 +11,7 @@ from meshd.errors import KernelError
 from meshd.kernel import actual, forwarding, neighlimits, netlink, nexthops, underlay, vxlans
 from meshd.kernel.apply import Applier, Failures
 from meshd.kernel.echoes import Echoes
+from meshd.kernel.gates import Gates
 from meshd.kernel.links import Links
 from meshd.kernel.nft import Firewall
 from meshd.kernel.underlay import Underlay
@@ -36,7 +37,8 @@ class Namespace:
         self._echoes.port(self.port_id)
         self._links = Links(self._netlink, self._echoes)
         self._firewall = Firewall(self._echoes)
-        self._applier = Applier(self._netlink, self._links, self._firewall, self._echoes)
+        self._gates = Gates(self._echoes, self._firewall.generation)
+        self._applier = Applier(self._netlink, self._links, self._firewall, self._gates, self._echoes)
         self._nexthops: bool | None = None
 
     def close(self) -> None:
@@ -53,7 +55,7 @@ class Namespace:
     def dump(self, cluster_mark: str, firewall: str = "") -> Dump:
         """Read what is ours and what is foreign. ``cluster_mark``: names.cluster_mark; ``firewall``: the text
         that the table should have been set from. Raises KernelError."""
-        return actual.dump(self._netlink, self._firewall, cluster_mark, firewall)
+        return actual.dump(self._netlink, self._firewall, self._gates, cluster_mark, firewall)
 
     def apply(self, ops: Sequence[Op]) -> Failures:
         """Carry out ops in order; return those that failed. Raises KernelError if nothing can be asked."""

@@ -99,6 +99,32 @@ class Netlink:
                 answers[start + index] = error
         return answers
 
+    def atomically(self, messages: Sequence[bytes], begin: bytes, end: bytes) -> list[KernelError]:
+        """Send requests to nf_tables as one transaction between ``begin`` and ``end``; return why it was refused, if
+        it was: nothing is done then. More than NETLINK_BATCH_BYTES are several transactions, up to a refused one.
+
+        Only the last request asks for an acknowledgement, not ``end``: kernels before 6.10 never give one for that.
+        """
+        for batch in _by_bytes(messages):
+            first = self._number(len(batch) + 2)
+            data, offset = bytearray(b"".join([begin, *batch, end])), 0
+            for number, message in enumerate([begin, *batch, end], first):
+                _SEQUENCE.pack_into(data, offset + 8, number)
+                offset += len(message)
+            data[offset - len(end) - len(batch[-1]) + 6] |= ACK
+            last = first + len(batch)
+            errors: dict[int, KernelError] = {}
+            try:
+                self._send(data)
+                while not self._sort(self._receive(), first, last, errors, {}) and 0 not in errors:
+                    pass
+            except OSError as error:
+                self._drain(first, last, errors, {})
+                errors.setdefault(0, _failed(error))
+            if errors:
+                return list(errors.values())
+        return []
+
     def get(self, messages: Sequence[bytes]) -> list[bytes | KernelError]:
         """Send requests that are answered by one message each; return the answers, header included."""
         answers: list[bytes | KernelError] = []
@@ -245,6 +271,18 @@ def _batches(messages: Sequence[bytes]) -> Iterator[tuple[int, Sequence[bytes]]]
             batch = batch[: len(batch) // 2]
         yield start, batch
         start += len(batch)
+
+
+def _by_bytes(messages: Sequence[bytes]) -> Iterator[list[bytes]]:
+    """Cut requests into runs that NETLINK_BATCH_BYTES bounds, of at least one request each."""
+    run: list[bytes] = []
+    for message in messages:
+        if run and sum(map(len, run)) + len(message) > NETLINK_BATCH_BYTES:
+            yield run
+            run = []
+        run.append(message)
+    if run:
+        yield run
 
 
 def _refusal(chunk: bytes, start: int, end: int, flags: int) -> KernelError:

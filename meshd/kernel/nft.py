@@ -1,45 +1,41 @@
-"""The firewall table: set whole through nft(8), and a way to tell cheaply whether it still is what we set.
-It must not know what the rules mean.
+"""The firewall's tables: made whole through nft(8), their elements one by one by netlink, and a way to tell cheaply
+whether they still are what we set. It must not know what the rules mean.
 
-After setting a text, the table is read back and sealed: an empty chain is added whose name holds a hash of
-the text and a hash of the read-back listing. Intact means that the seal's second hash fits the listing as it
-is now, so a flushed table, a deleted rule or an added element all show, also after a restart of the daemon.
-The listing is read only when the kernel's ruleset generation (it counts every commit of anybody's) moved on.
+After setting a text, the tables are read back without their elements and sealed: an empty chain is added whose name
+holds a hash of the text and a hash of the read-back listing. The rules are intact if the seal's second hash fits the
+listing as it is now, so a flushed table, a deleted rule or a new chain all show, also after a restart of the daemon.
+Elements are compared one by one. All of it is read only when the kernel's ruleset generation (it counts every commit
+of anybody's) moved on by more than our own commits.
 
-Left out of the listing: handles, counters, and elements that packets or time change (sets with the flags
-dynamic or timeout).
+Left out of the listing: handles and counters.
 """
 
 import errno
 import hashlib
 import json
-import os
 import re
-import shutil
-import struct
-import subprocess
+from collections.abc import Mapping
 from typing import Any
 
-from meshd.config import NFT_TIMEOUT_S
 from meshd.errors import KernelError
-from meshd.kernel import frames, netlink
+from meshd.kernel import frames, netlink, nftelements, nfttool
 from meshd.kernel.echoes import Echoes
+from meshd.plan.elements import SETS, Element, Elements
+from meshd.plan.firewall import TABLE, script
 
-TABLE = "meshd"
-UNKNOWN = "# table meshd, not as meshd set it"
-"""Stands for the text of a table that was changed, or set from a text that this process has not seen."""
+__all__ = ["NFT_MSG_NEWGEN", "SUBSYSTEM", "TABLE", "UNKNOWN", "Firewall"]
 
-SUBSYSTEM = 10  # NFNL_SUBSYS_NFTABLES
+UNKNOWN = "# tables meshd, not as meshd set them"
+"""Stands for the text of tables that were changed, or set from a text that this process has not seen."""
+
+SUBSYSTEM = nftelements.SUBSYSTEM
 NFT_MSG_NEWTABLE, NFT_MSG_GETTABLE, NFT_MSG_NEWGEN, NFT_MSG_GETGEN = 0, 1, 15, 16
 NFTA_TABLE_NAME, NFTA_GEN_ID = 1, 1
-FAMILIES = {1: "inet", 2: "ip", 3: "arp", 5: "netdev", 7: "bridge", 10: "ip6"}
 
-_NFGENMSG = struct.Struct("=BBH")  # family, version, resource id
-_BODY = frames.HEADER_BYTES + _NFGENMSG.size
-_SBIN = "/usr/sbin:/sbin"
+_NAMES = {number: name for name, number in nftelements.FAMILIES.items()}
 _TABLES = re.compile(rf"^\s*(?:add\s+)?table\s+(\w+)\s+{TABLE}\b", re.MULTILINE)
 _SEAL = re.compile(r"seal_([0-9a-f]{16})_([0-9a-f]{16})\Z")
-_VOLATILE_FLAGS = {"dynamic", "timeout"}
+_NEVER_ASKED = (errno.EINVAL, errno.EOPNOTSUPP)  # no nf_tables in this kernel
 
 
 class Firewall:
@@ -49,49 +45,93 @@ class Firewall:
         self._echoes = echoes
         self._netlink: netlink.Netlink | None = None
         self._text = ""
-        self._generation: int | None = None  # at which self._text was seen to be what the kernel has
+        self._elements: Elements = {}
+        self._generation: int | None = None  # at which text and elements were seen to be what the kernel has
 
     def close(self) -> None:
         """Close the socket."""
         if self._netlink is not None:
             self._netlink.close()
 
-    def current(self, candidate: str = "") -> str:
-        """Return the text that the table was set from, if it is intact and was set by this process or from
-        ``candidate``; UNKNOWN if not; "" if there is no table. Raises KernelError."""
-        generation = self._read_generation()
+    def current(self, candidate: str = "") -> tuple[str, Elements]:
+        """Return the text that the tables were set from and their elements.
+
+        The text is UNKNOWN unless the rules are intact and were set by this process or from ``candidate``; "" if
+        there is no table. Raises KernelError.
+        """
+        generation = self.generation()
         if generation is not None and generation == self._generation:
-            return self._text
+            return self._text, dict(self._elements)
         families = self._families()
         if not families:
-            self._text = ""
+            self._text, self._elements = "", {}
         else:
-            listing, seal = self._listing(families)
+            listing, seal, sets = self._listing(families)
             texts = {_hash(text): text for text in (self._text, candidate) if text}
             if seal is None or seal[1] != listing or seal[0] not in texts:
                 self._generation = None
-                return UNKNOWN
-            self._text = texts[seal[0]]
-        self._generation = generation
-        return self._text
+                return UNKNOWN, {}
+            self._text, self._elements = texts[seal[0]], self._read_elements(sets)
+        # What was read belongs together only if nobody committed meanwhile.
+        self._generation = generation if self.generation() == generation else None
+        return self._text, dict(self._elements)
 
-    def set(self, text: str) -> None:
-        """Replace the tables by ``text`` in one transaction and seal them; "" deletes them. Nothing is done
-        if they are that already. Raises KernelError with the old tables in place."""
-        if self.current(text) == text:
+    def set(self, text: str, elements: Mapping[Element, bytes] | None = None) -> None:
+        """Replace the tables by ``text`` with ``elements`` in one transaction and seal them; "" deletes them. Nothing
+        is done if they are that already. Raises KernelError with the old tables in place."""
+        elements = dict(elements or {})
+        if self.current(text) == (text, elements):
             return
+        self._replace(text, elements)
+
+    def change(self, puts: Mapping[Element, bytes], deletes: Mapping[Element, bytes]) -> None:
+        """Add and delete elements in one transaction, at a cost that does not depend on how many there are.
+
+        Where the kernel refuses, because the tables are not what they were, they are made anew. Raises KernelError
+        if that fails too.
+        """
+        after = {key: data for key, data in self._elements.items() if key not in deletes} | dict(puts)
+        gone = {key: b"" for key in deletes if key in self._elements}
+        gone |= {key: b"" for key, data in puts.items() if self._elements.get(key, data) != data}
+        new = {key: data for key, data in puts.items() if self._elements.get(key) != data}
+        messages = [*nftelements.delete(TABLE, gone), *nftelements.put(TABLE, new)]
+        link = self._socket()
+        if not messages or link is None:
+            return
+        before, known = self.generation(), self._generation
+        if any(link.atomically(messages, nftelements.begin(), nftelements.end())):
+            self._replace(self._text, after)
+            return
+        self._elements = after
+        now = self.generation()
+        alone = before is not None and before == known and now == before % 0xFFFFFFFF + 1
+        self._generation = now if alone else None
+
+    def generation(self) -> int | None:
+        """Return the ruleset's generation, or None where the kernel has no nftables."""
+        link = self._socket()
+        if link is None:
+            return None
+        request = frames.request(SUBSYSTEM << 8 | NFT_MSG_GETGEN, 0, nftelements.head())
+        (answer,) = link.get([request])
+        if isinstance(answer, KernelError):
+            return None
+        said = frames.attributes(answer, nftelements.BODY_BYTES, len(answer))
+        return int.from_bytes(said.get(NFTA_GEN_ID, b""), "big")
+
+    def _replace(self, text: str, elements: Elements) -> None:
         self._generation = None
         families = dict.fromkeys([*self._families(), *_TABLES.findall(text)])
         # Adding first makes the delete succeed where there is none; in one transaction nobody sees the gap.
-        script = "".join(f"table {family} {TABLE}\ndelete table {family} {TABLE}\n" for family in families)
-        self._nft(["-f", "-"], script + text)
-        self._text = ""
+        clear = "".join(f"table {family} {TABLE}\ndelete table {family} {TABLE}\n" for family in families)
+        nfttool.run(self._echoes, ["-f", "-"], clear + script(text, elements))
+        self._text, self._elements = "", {}
         families = dict.fromkeys(self._families())
         if families:
-            listing, _ = self._listing([*families])
+            listing, _, _ = self._listing([*families])
             seal = f"seal_{_hash(text)}_{listing}"
-            self._nft(["add", "chain", next(iter(families)), TABLE, seal])
-        self._text = text
+            nfttool.run(self._echoes, ["add", "chain", next(iter(families)), TABLE, seal])
+        self._text, self._elements = text, elements
         self.current()
 
     def _socket(self) -> netlink.Netlink | None:
@@ -102,94 +142,60 @@ class Firewall:
             except OSError as error:
                 if error.errno != errno.EPROTONOSUPPORT:
                     raise KernelError("nftables", errno=error.errno or 0, words=str(error)) from None
+            else:
+                self._echoes.port(self._netlink.port_id)
         return self._netlink
-
-    def _read_generation(self) -> int | None:
-        """Return the ruleset's generation, or None where the kernel has no nftables."""
-        link = self._socket()
-        if link is None:
-            return None
-        request = frames.request(SUBSYSTEM << 8 | NFT_MSG_GETGEN, 0, _NFGENMSG.pack(0, 0, 0))
-        (answer,) = link.get([request])
-        if isinstance(answer, KernelError):
-            return None
-        return int.from_bytes(frames.attributes(answer, _BODY, len(answer)).get(NFTA_GEN_ID, b""), "big")
 
     def _families(self) -> list[str]:
         """Return the families in which a table of ours exists."""
         link = self._socket()
         if link is None:
             return []
-        request = frames.request(SUBSYSTEM << 8 | NFT_MSG_GETTABLE, 0, _NFGENMSG.pack(0, 0, 0))
+        request = frames.request(SUBSYSTEM << 8 | NFT_MSG_GETTABLE, 0, nftelements.head())
         try:
             chunks = link.dump(request)
         except KernelError as error:
-            if error.errno in (errno.EINVAL, errno.EOPNOTSUPP):
-                return []  # no nf_tables in this kernel
+            if error.errno in _NEVER_ASKED:
+                return []
             raise
         found: list[str] = []
         for chunk in chunks:
             for kind, _, start, end in frames.split(chunk):
-                name = frames.attributes(chunk, start + _BODY, end).get(NFTA_TABLE_NAME, b"")
+                name = frames.attributes(chunk, start + nftelements.BODY_BYTES, end).get(NFTA_TABLE_NAME, b"")
                 if kind == SUBSYSTEM << 8 | NFT_MSG_NEWTABLE and name.rstrip(b"\0") == TABLE.encode():
-                    found.append(FAMILIES.get(chunk[start + frames.HEADER_BYTES], "inet"))
+                    found.append(_NAMES.get(chunk[start + frames.HEADER_BYTES], "inet"))
         return sorted(found, key=lambda family: (family != "inet", family))
 
-    def _listing(self, families: list[str]) -> tuple[str, tuple[str, str] | None]:
-        """Return (hash of the tables as nft lists them, what the seal says or None)."""
+    def _listing(self, families: list[str]) -> tuple[str, tuple[str, str] | None, list[str]]:
+        """Return (hash of the tables without elements as nft lists them, what the seal says or None, the sets)."""
         seal: tuple[str, str] | None = None
         kept: list[Any] = []
+        sets: list[str] = []
         for family in families:
-            output = self._nft(["-j", "-s", "list", "table", family, TABLE])
+            output = nfttool.run(self._echoes, ["-j", "-s", "-t", "list", "table", family, TABLE])
             for item in json.loads(output)["nftables"]:
                 ((kind, value),) = item.items()
                 match = _SEAL.match(value.get("name", "")) if kind == "chain" else None
-                if match:
+                if match and seal is None:
                     seal = (match[1], match[2])
                 elif kind != "metainfo":
-                    kept.append((kind, _stable(kind, value)))
-        return _hash(json.dumps(kept, sort_keys=True)), seal
+                    kept.append(
+                        (kind, {key: part for key, part in value.items() if key not in ("handle", "elem")})
+                    )
+                    spec = SETS.get(value["name"]) if kind in ("set", "map") else None
+                    if spec is not None and spec.family == family:
+                        sets.append(value["name"])
+        return _hash(json.dumps(kept, sort_keys=True)), seal, sets
 
-    def _nft(self, arguments: list[str], script: str | None = None) -> str:
-        """Run nft. Raises KernelError with its words."""
-        program = shutil.which("nft", path=os.environ.get("PATH", os.defpath) + ":" + _SBIN)
-        if program is None:
-            raise KernelError(
-                "the firewall", "install nftables", errno=errno.ENOENT, words="nft is not installed"
-            )
-        with subprocess.Popen(
-            [program, *arguments],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        ) as process:
-            self._echoes.child(process.pid)
-            try:
-                output, words = process.communicate(script or "", NFT_TIMEOUT_S)
-            except subprocess.TimeoutExpired:
-                process.kill()
-                process.communicate()
-                raise KernelError(
-                    "the firewall", errno=errno.ETIMEDOUT, words=f"nft took over {NFT_TIMEOUT_S:.0f} s"
-                ) from None
-        if process.returncode:
-            first = (words.strip() or f"nft exited {process.returncode}").splitlines()[0]
-            code = errno.EPERM if "not permitted" in words else errno.EINVAL
-            raise KernelError("the firewall was left as it was", errno=code, words=first)
-        return output
+    def _read_elements(self, sets: list[str]) -> Elements:
+        """Return what the sets hold."""
+        link = self._socket()
+        found: Elements = {}
+        for name in sets if link is not None else ():
+            for chunk in link.dump(nftelements.dump_request(TABLE, name)):  # type: ignore[union-attr]
+                found.update(nftelements.parse(name, chunk))
+        return found
 
 
 def _hash(text: str) -> str:
     return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
-
-
-def _stable(kind: str, value: dict[str, Any]) -> dict[str, Any]:
-    """Take off what changes without anybody changing the table."""
-    kept = {key: part for key, part in value.items() if key != "handle"}
-    flags = kept.get("flags", [])
-    if kind in ("set", "map") and _VOLATILE_FLAGS & set([flags] if isinstance(flags, str) else flags):
-        kept.pop("elem", None)
-    if isinstance(kept.get("elem"), list):
-        kept["elem"] = sorted(kept["elem"], key=lambda element: json.dumps(element, sort_keys=True))
-    return kept

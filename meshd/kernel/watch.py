@@ -2,7 +2,8 @@
 decides which notifications are worth waking for; what to do about them is the reconciler's.
 
 Left out: rows and addresses of devices that are not named like ours (addresses of others stay: the underlay's
-may be among them), neighbours that the kernel learns or ages, a device's own MAC, other firewall tables. A
+may be among them), neighbours that the kernel learns or ages, a device's own MAC, other firewall tables but for
+their base chains, which gates.py may have to look at. A
 link event is passed on only where something changed that plan/objects.py can say.
 """
 
@@ -17,7 +18,7 @@ import trio
 
 from meshd.config import EVENTS_PER_READ, NETLINK_RCVBUF_BYTES
 from meshd.errors import KernelError
-from meshd.kernel import addresses, eventfilter, frames, linkdump, netlink, nexthops, nft, rows
+from meshd.kernel import addresses, eventfilter, frames, gates, linkdump, netlink, nexthops, nft, rows
 from meshd.kernel.echoes import Echoes
 from meshd.plan import names
 
@@ -27,6 +28,8 @@ RTNLGRP_LINK, RTNLGRP_NEIGH, RTNLGRP_IPV4_IFADDR, RTNLGRP_IPV6_IFADDR, RTNLGRP_N
 NFNLGRP_NFTABLES = 7
 _GROUPS = (RTNLGRP_LINK, RTNLGRP_NEIGH, RTNLGRP_IPV4_IFADDR, RTNLGRP_IPV6_IFADDR, RTNLGRP_NEXTHOP)
 _TABLE_NAME = 1  # NFTA_{TABLE_NAME,CHAIN_TABLE,RULE_TABLE,SET_TABLE,SET_ELEM_LIST_TABLE,OBJ_TABLE}
+_CHAIN_CHANGES = (3, 5)  # NFT_MSG_NEWCHAIN, NFT_MSG_DELCHAIN
+_CHAIN_NAME, _CHAIN_HOOK = 3, 4
 _RECEIVE_BYTES = 1 << 16
 
 
@@ -230,10 +233,19 @@ class Watch:
     def _nftables(self, kind: int, chunk: bytes, start: int, end: int) -> KernelEvent | None:
         if kind >> 8 != nft.SUBSYSTEM or kind & 0xFF == nft.NFT_MSG_NEWGEN:
             return None
-        table = frames.attributes(chunk, start + frames.HEADER_BYTES + 4, end).get(_TABLE_NAME, b"")
-        if table.rstrip(b"\0") != nft.TABLE.encode():
+        said = frames.attributes(chunk, start + frames.HEADER_BYTES + 4, end)
+        ours = said.get(_TABLE_NAME, b"").rstrip(b"\0") == nft.TABLE.encode()
+        if not ours and not self._is_gate(kind & 0xFF, said, chunk[start:end]):
             return None
         return KernelEvent("firewall", mine=self._echoes.is_port(frames.HEADER.unpack_from(chunk, start)[4]))
+
+    def _is_gate(self, kind: int, said: dict[int, bytes], message: bytes) -> bool:
+        """Tell whether a change of somebody else's table may be one of a forward chain, or of our accepts in it."""
+        if kind in _CHAIN_CHANGES:
+            return (
+                _CHAIN_HOOK in said or said.get(_CHAIN_NAME, b"").rstrip(b"\0") == gates.DOCKER_USER.encode()
+            )
+        return gates.COMMENT.encode() in message
 
     def _name(self, index: int) -> str:
         seen = self._devices.get(index)

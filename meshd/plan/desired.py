@@ -10,10 +10,25 @@ address of it; without one there is nothing to route to, and the firewall drops 
 import ipaddress
 from collections.abc import Iterable, Mapping
 
+import msgspec
+
 from meshd import config
 from meshd.model import HOST_NETNS, Endpoint, EndpointId, HostId, Network, NetworkId
 from meshd.plan import firewall, names
-from meshd.plan.objects import Addr, FdbKey, FdbTarget, Finding, Kernel, Link, Port, Vxlan
+from meshd.plan.elements import Elements
+from meshd.plan.objects import (
+    GATE_ACCEPTS,
+    Addr,
+    FdbKey,
+    FdbTarget,
+    Finding,
+    Gate,
+    GateState,
+    Kernel,
+    Link,
+    Port,
+    Vxlan,
+)
 from meshd.plan.part import Part, add_local, add_remotes
 from meshd.plan.view import View
 
@@ -69,29 +84,41 @@ def members_of_each(view: View, networks: Iterable[NetworkId]) -> dict[NetworkId
 
 def merged(view: View, parts: Mapping[NetworkId, Part]) -> Kernel:
     """Join the networks' shares and add the firewall."""
-    whole = Kernel(firewall=firewall_text(view, parts))
+    text = firewall_text(view, parts)
+    whole = Kernel(firewall=text)
+    if text:
+        whole.elements.update(member_elements(view))
     for part in parts.values():
         whole.links.update(part.kernel.links)
         whole.addrs.update(part.kernel.addrs)
         whole.nexthops.update(part.kernel.nexthops)
         whole.fdb.update(part.kernel.fdb)
         whole.neigh.update(part.kernel.neigh)
+        whole.elements.update(part.kernel.elements)
     return whole
 
 
 def firewall_text(view: View, parts: Mapping[NetworkId, Part]) -> str:
-    """Render the table for the networks that have a bridge here."""
-    fences = [
-        firewall.Fence(
-            bridge=bridge_name(network_id, network),
-            also=tuple(sorted(part.kernel.links.keys() & {names.host(network_id)})),
-            subnets=tuple(subnet.cidr for subnet in network.subnets),
-            internal=network.internal,
-        )
-        for network_id, part in parts.items()
-        if part.kernel.links and (network := view.networks.get(network_id)) is not None
-    ]
-    return firewall.render(fences, gossip_port=view.gossip_port, vxlan_port=view.vxlan_port)
+    """Render the tables' rules, "" where no network has a bridge here."""
+    if not any(part.kernel.links for part in parts.values()):
+        return ""
+    return firewall.render(gossip_port=view.gossip_port, vxlan_port=view.vxlan_port)
+
+
+def member_elements(view: View) -> Elements:
+    """Return the elements that say whose VXLAN frames are taken: of all hosts known, since a failed daemon is not a
+    failed host."""
+    return firewall.member_elements(facts.vtep for facts in view.hosts.values())
+
+
+def gates(view: View, text: str, found: Mapping[Gate, GateState]) -> dict[Gate, GateState]:
+    """Return what should be in others' chains that were found, with ``text`` as our own tables': our accepts where
+    what is forwarded would be dropped, nothing of ours elsewhere."""
+    opened = bool(text) and view.open_forward
+    return {
+        gate: GateState(state.shut, GATE_ACCEPTS if opened and state.shut else 0)
+        for gate, state in found.items()
+    }
 
 
 def bridge_name(network_id: NetworkId, network: Network) -> str:
@@ -144,6 +171,8 @@ def network_part(
     for id_ in local:
         add_local(part, id_, view.endpoints[id_])
         _host_end(part.kernel, view, id_, view.endpoints[id_], network)
+    if any(view.endpoints[id_].published for id_ in local if id_ in view.attachments):
+        _open_loopback(part.kernel, (bridge_name(network_id, network), names.host(network_id)))
     if overlay:
         ordered = sorted(members)  # where two claim one address, the choice must not depend on arrival
         away = ((id_, view.endpoints[id_]) for id_ in ordered if id_ not in part.local)
@@ -169,6 +198,8 @@ def _devices(
     bridge = bridge_name(network_id, network)
     mac = names.gateway_mac(network_id)
     kernel.links[bridge] = Link(bridge, "bridge", alias, mtu, mac=mac, narrow=host)
+    also = (names.host(network_id),) if host else ()
+    kernel.elements.update(firewall.network_elements(bridge, network, also))
     for subnet in network.subnets:
         if subnet.gateway and not network.internal:
             prefix = ipaddress.ip_network(subnet.cidr)
@@ -212,6 +243,17 @@ def _host_end(kernel: Kernel, view: View, id_: EndpointId, endpoint: Endpoint, n
         for ip in endpoint.ips:
             kernel.addrs.add(Addr(far, ip, _prefixlen(network, ip)))
     kernel.fdb[FdbKey(attachment.host_if, endpoint.mac, "master")] = FdbTarget(local=True)
+    if not is_host:  # nobody but the host sends by its own port, and that also what it forwards
+        kernel.elements.update(firewall.port_elements(attachment.host_if, endpoint))
+    if endpoint.published:
+        kernel.elements.update(firewall.published_elements(endpoint))
+
+
+def _open_loopback(kernel: Kernel, devices: Iterable[str]) -> None:
+    """Let packets from 127.0.0.0/8 be routed to those of the devices that there are: ports may be published on it."""
+    for name in devices:
+        if name in kernel.links:
+            kernel.links[name] = msgspec.structs.replace(kernel.links[name], localnet=True)
 
 
 def _prefixlen(network: Network, ip: bytes) -> int:

@@ -1,6 +1,7 @@
 """What must be done so that the kernel holds what is desired, and in which order.
 
-Decides the order (a row never before what it points to; neighbours last, so that ARP is answered only once the
+Decides the order (the firewall before the devices that it guards; a row never before what it points to; neighbours
+last, so that ARP is answered only once the
 frame has somewhere to go; deletions in reverse, after everything else), which device can be adjusted and which
 must be made anew, and what the kernel throws away by itself with a device. Must not know why something is
 desired, nor carry anything out.
@@ -11,16 +12,20 @@ from collections.abc import Iterator, Mapping
 import msgspec
 
 from meshd.model import text_ip, text_mac
-from meshd.plan import kernels, wording
+from meshd.plan import elements, kernels, wording
 from meshd.plan.objects import Dump, FdbKey, Finding, Kernel, Link
 from meshd.plan.ops import (
     DelAddr,
+    DelElement,
     DelFdb,
     DelLink,
     DelNeigh,
     DelNexthop,
+    LeaveGate,
     Op,
+    OpenGate,
     PutAddr,
+    PutElement,
     PutFdb,
     PutLink,
     PutNeigh,
@@ -34,13 +39,15 @@ from meshd.plan.wording import Named
 LINK_ORDER = {"bridge": 0, "vxlan": 1, "veth": 2}
 """A bridge before what is put on it."""
 
-COMPARED_FIELDS = ("kind", "vxlan", "alias", "mtu", "mac", "master", "port", "narrow", "up")
+COMPARED_FIELDS = ("kind", "vxlan", "alias", "mtu", "mac", "master", "port", "narrow", "localnet", "up")
 
 MAC_BYTES = 6
 
 WHY_ABSENT = "not in the kernel"
 WHY_NO_VETH = "gone: its namespace ended or somebody deleted it; released unless it comes back"
 WHY_STALE = "no record explains it"
+WHY_SHUT = "that chain drops what is forwarded for our networks"
+WHY_GATE_NOT_NEEDED = "nothing is dropped there for want of them, or open_forward is off"
 
 
 def link_differences(want: Link, have: Link) -> dict[str, str]:
@@ -77,7 +84,8 @@ def diff(desired: Kernel, actual: Kernel, *, deletions: bool, gone: Kernel | Non
         actual = msgspec.structs.replace(actual)
         kernels.rename(actual, renamed)
     loss = _Loss(desired, actual)
-    ops: list[Op] = [RenameLink(old, new) for old, new in renamed.items()]
+    ops: list[Op] = [*_firewall(desired, actual)]
+    ops += [RenameLink(old, new) for old, new in renamed.items()]
     ops += [*_links(desired, actual), *_additions(desired, actual, loss)]
     if deletions:
         ops += _deletions(desired, actual, actual, loss)
@@ -177,8 +185,18 @@ def _additions(desired: Kernel, actual: Kernel, loss: _Loss) -> Iterator[Op]:
     neighbour = actual.neigh.get
     for row in [row for row, mac in desired.neigh.items() if neighbour(row) != mac or loss.neigh(row.dev)]:
         yield PutNeigh(row, desired.neigh[row])
+
+
+def _firewall(desired: Kernel, actual: Kernel) -> Iterator[Op]:
     if desired.firewall and desired.firewall != actual.firewall:
-        yield SetFirewall(desired.firewall)
+        yield SetFirewall(desired.firewall, tuple(sorted(desired.elements.items())))
+    else:
+        for element, data in desired.elements.items():
+            if actual.elements.get(element) != data:
+                yield PutElement(element, data)
+    for gate, state in desired.gates.items():
+        if actual.gates.get(gate) != state:
+            yield OpenGate(gate) if state.accepts else LeaveGate(gate)
 
 
 def _deletions(desired: Kernel, actual: Kernel, doomed: Kernel, loss: _Loss) -> Iterator[Op]:
@@ -188,6 +206,10 @@ def _deletions(desired: Kernel, actual: Kernel, doomed: Kernel, loss: _Loss) -> 
     leaving = going | {link.name for link in actual.links.values() if link.master in going}
     if doomed.firewall and not desired.firewall:
         yield SetFirewall("")
+    elif desired.firewall == actual.firewall:
+        for element in doomed.elements:
+            if element not in desired.elements:
+                yield DelElement(element)
     for row in [row for row in doomed.neigh if row not in desired.neigh]:
         if row.dev not in going and not loss.neigh(row.dev):
             yield DelNeigh(row)
@@ -270,6 +292,19 @@ def _missing(desired: Kernel, actual: Kernel) -> Iterator[tuple[Named, str]]:
             yield wording.neigh(neighbour), why
     if desired.firewall and desired.firewall != actual.firewall:
         yield wording.FIREWALL, "differs from what it should say" if actual.firewall else WHY_ABSENT
+    else:
+        for element, data in desired.elements.items():
+            value = actual.elements.get(element)
+            if value is None:
+                yield wording.element(element), WHY_ABSENT
+            elif value != data:
+                yield (
+                    wording.element(element),
+                    _is_not(elements.text(element, value), elements.text(element, data)),
+                )
+    for gate, state in desired.gates.items():
+        if state.accepts and actual.gates.get(gate) != state:
+            yield wording.gate(gate), WHY_SHUT
 
 
 def _stale(desired: Kernel, actual: Kernel) -> Iterator[tuple[Named, str]]:
@@ -285,6 +320,12 @@ def _stale(desired: Kernel, actual: Kernel) -> Iterator[tuple[Named, str]]:
         yield wording.neigh(row), f"{WHY_STALE}: lladdr {text_mac(actual.neigh[row])}"
     if actual.firewall and not desired.firewall:
         yield wording.FIREWALL, WHY_STALE
+    elif actual.firewall == desired.firewall:
+        for element in actual.elements.keys() - desired.elements.keys():
+            yield wording.element(element), WHY_STALE
+    for gate, state in actual.gates.items():
+        if state.accepts and gate in desired.gates and not desired.gates[gate].accepts:
+            yield wording.gate(gate), WHY_GATE_NOT_NEEDED
 
 
 def _is_not(found: str, desired: str) -> str:

@@ -17,7 +17,7 @@ from meshd.config import (
 )
 from meshd.plan import kernels, wording
 from meshd.plan.objects import Kernel
-from meshd.plan.ops import Op, PutFdb, PutLink, PutNexthop, RemakeLink
+from meshd.plan.ops import DelElement, Op, PutElement, PutFdb, PutLink, PutNexthop, RemakeLink
 from meshd.plan.wording import Named
 
 
@@ -62,7 +62,7 @@ class Fights:
         }
         for op in todo:
             master = op.link.master if isinstance(op, PutLink) else None
-            wait = absent.get(kernels.device(op)) or absent.get(master or "")
+            wait = absent.get(_bearer(op)) or absent.get(master or "")
             if wait is not None:
                 held.setdefault(op, wait)
                 if isinstance(op, PutLink) and op.link.name not in found.links:
@@ -100,6 +100,11 @@ def _in_themselves(repairs: Sequence[Op], found: Kernel) -> list[Op]:
         if isinstance(op, (PutLink, RemakeLink)):
             if op.link.master not in again or isinstance(op, RemakeLink):
                 counted.append(op)
-        elif kernels.device(op) not in touched and not (nexthops and isinstance(op, PutFdb)):
+        elif _bearer(op) not in touched and not (nexthops and isinstance(op, PutFdb)):
             counted.append(op)
     return counted
+
+
+def _bearer(op: Op) -> str:
+    """Return the device that what an op is about goes with, or "". The firewall's elements only name theirs."""
+    return "" if isinstance(op, (PutElement, DelElement)) else kernels.device(op)

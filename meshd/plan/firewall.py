@@ -1,36 +1,34 @@
-"""What table ``inet meshd`` says, as the text that nft reads. The rules are static; networks are elements of
-sets, so that one more costs an element and nobody has to read a longer rule set.
+"""What the tables ``inet meshd`` and ``bridge meshd`` say. The rules are static; networks, endpoints, members and
+published ports are elements of sets and maps (elements.py).
 
-Decides: masquerading, isolation between networks, what an internal network reaches, which ports are closed to
-containers, MSS clamping. Must not know endpoints (they never change the table) nor any other table.
+Decides: masquerading, isolation between networks, what an internal network reaches, whose VXLAN frames are taken,
+which ports are closed to containers, what a container's port may send, MSS clamping, where a published port leads.
+Must not know any other table, nor what the kernel holds.
 
-VXLAN and gossip ports are closed to containers towards other hosts too, not only towards this one: a
-masqueraded packet arrives there with this host's address, and VXLAN takes a frame from any member as genuine.
-Bridged frames of one network that br_netfilter shows to the forward hook are let through before that.
+VXLAN and gossip ports are closed to containers towards other hosts too, not only towards this one: a masqueraded
+packet arrives there with this host's address, and VXLAN takes a frame from any member as genuine. Bridged frames of
+one network that br_netfilter shows to the forward hook are let through before that. Frames on our VXLAN port with a
+VNI that is not ours are not looked at: they are somebody else's. A packet to 127.0.0.0/8 from a container is dropped
+before conntrack translates replies: bridges with published ports have route_localnet on.
 """
 
-import ipaddress
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
-import msgspec
+from meshd.model import Endpoint, Network
+from meshd.plan.elements import Element, Elements, commands, data, declarations, element
+from meshd.plan.publish import Publication
 
+TABLE = "meshd"
+VNI_BYTES = 3
+LINK_LOCAL = bytes.fromhex("fe80000000000000")
 
-class Fence(msgspec.Struct, frozen=True):
-    """A network that has a bridge here. ``subnets``: CIDR text. ``also``: the host's own device on it, if it has one:
-    what is routed to the network leaves by it."""
+_INET = """\
+	chain raw {
+		type filter hook prerouting priority raw; policy accept;
+		iifname @bridges ip daddr 127.0.0.0/8 drop
+		iifname @bridges ip saddr 127.0.0.0/8 drop
+	}
 
-    bridge: str
-    subnets: tuple[str, ...]
-    internal: bool = False
-    also: tuple[str, ...] = ()
-
-    @property
-    def devices(self) -> tuple[str, ...]:
-        """What packets of the network come in and go out by."""
-        return (self.bridge, *self.also)
-
-
-_RULES = """\
 	chain clamp {
 		type filter hook forward priority mangle; policy accept;
 		iifname @bridges tcp flags syn / syn,rst tcp option maxseg size set rt mtu
@@ -40,73 +38,174 @@ _RULES = """\
 	chain forward {
 		type filter hook forward priority filter; policy accept;
 		iifname . oifname @same accept
-		iifname @bridges oifname @bridges drop
 		iifname @internal drop
 		oifname @internal drop
-		iifname @bridges udp dport @closed_udp drop
-		iifname @bridges tcp dport @closed_tcp drop
+		iifname @bridges oifname @bridges ct status dnat accept
+		iifname @bridges oifname @bridges drop
+		iifname @bridges udp dport CLOSED_UDP drop
+		iifname @bridges tcp dport GOSSIP_PORT drop
+		oifname @bridges ct state established,related accept
+		oifname @bridges ct status dnat accept
+		oifname @bridges drop
 	}
 
 	chain input {
 		type filter hook input priority filter; policy accept;
 		iifname @internal drop
-		iifname @bridges udp dport @closed_udp drop
-		iifname @bridges tcp dport @closed_tcp drop
+		iifname @bridges udp dport CLOSED_UDP drop
+		iifname @bridges tcp dport GOSSIP_PORT drop
+		udp dport VXLAN_PORT @th,96,24 @vnis jump vxlan
+	}
+
+	chain vxlan {
+		iifname "lo" drop
+		ip saddr @members4 accept
+		ip6 saddr @members6 accept
+		drop
+	}
+
+	chain prerouting {
+		type nat hook prerouting priority dstnat; policy accept;
+		fib daddr type local jump published
+	}
+
+	chain output {
+		type nat hook output priority -100; policy accept;
+		fib daddr type local jump published
+	}
+
+	chain published {
+		ip6 daddr ::1 return
+		meta l4proto { tcp, udp, sctp } dnat ip to ip daddr . meta l4proto . th dport map @publish4
+		meta nfproto ipv4 meta l4proto { tcp, udp, sctp } dnat ip to meta l4proto . th dport map @everywhere4
+		meta l4proto { tcp, udp, sctp } dnat ip6 to ip6 daddr . meta l4proto . th dport map @publish6
+		meta nfproto ipv6 meta l4proto { tcp, udp, sctp } dnat ip6 to meta l4proto . th dport map @everywhere6
 	}
 
 	chain postrouting {
 		type nat hook postrouting priority srcnat; policy accept;
-		oifname != @bridges ip saddr @outward4 ip daddr != @own4 ip daddr != 224.0.0.0/4 masquerade
-		oifname != @bridges ip6 saddr @outward6 ip6 daddr != @own6 ip6 daddr != ff00::/8 masquerade
+		iifname . oifname @same ct status dnat masquerade
+		oifname @bridges ip saddr 127.0.0.0/8 masquerade
+		iifname @bridges oifname != @bridges masquerade
 	}
 """
 """Written as ``nft list`` of 1.0.6 prints it, so that people can compare the two by eye."""
 
+_BRIDGE = """\
+	chain prerouting {
+		type filter hook prerouting priority filter; policy accept;
+		iifname @ports jump container
+	}
 
-def render(fences: Iterable[Fence], *, gossip_port: int, vxlan_port: int) -> str:
-    """Return the whole table, or "" when there is no network to fence. Same fences in any order, same text.
+	chain container {
+		iifname . ether saddr != @macs drop
+		ether type vmap { ip : goto container_ip, arp : goto container_arp, ip6 : goto container_ip6 }
+		drop
+	}
 
-    ``outward`` holds the subnets that leave masqueraded, ``own`` all of them; ``same`` pairs each bridge with
-    itself, since nft cannot compare the two interfaces of a packet with each other.
-    """
-    ordered = sorted(set(fences), key=lambda fence: fence.bridge)
-    if not ordered:
-        return ""
-    outward = [subnet for fence in ordered if not fence.internal for subnet in fence.subnets]
-    own = [subnet for fence in ordered for subnet in fence.subnets]
-    sets = (
-        _set("bridges", "ifname", [f'"{device}"' for fence in ordered for device in fence.devices]),
-        _set("internal", "ifname", [f'"{fence.bridge}"' for fence in ordered if fence.internal]),
-        _set(
-            "same",
-            "ifname . ifname",
-            [f'"{a}" . "{b}"' for fence in ordered for a in fence.devices for b in fence.devices],
-        ),
-        _set("outward4", "ipv4_addr", _collapsed(outward, 4), interval=True),
-        _set("outward6", "ipv6_addr", _collapsed(outward, 6), interval=True),
-        _set("own4", "ipv4_addr", _collapsed(own, 4), interval=True),
-        _set("own6", "ipv6_addr", _collapsed(own, 6), interval=True),
-        _set("closed_udp", "inet_service", [str(port) for port in sorted({gossip_port, vxlan_port})]),
-        _set("closed_tcp", "inet_service", [str(gossip_port)]),
+	chain container_arp {
+		iifname . arp saddr ether != @macs drop
+		arp saddr ip 0.0.0.0 accept
+		iifname . arp saddr ip @ips4 accept
+		drop
+	}
+
+	chain container_ip {
+		udp sport 67 drop
+		udp dport 68 drop
+		iifname . ip saddr @ips4 accept
+		drop
+	}
+
+	chain container_ip6 {
+		icmpv6 type { nd-router-advert, nd-redirect } drop
+		udp sport 547 drop
+		udp dport 546 drop
+		icmpv6 type nd-neighbor-advert iifname . @th,64,128 != @targets6 drop
+		iifname . ip6 saddr @ips6 accept
+		ip6 saddr :: icmpv6 type nd-neighbor-solicit iifname . @th,64,128 @targets6 accept
+		drop
+	}
+"""
+"""A frame that is neither ARP nor IP is dropped, a tagged one too: what is inside would pass unseen."""
+
+
+def render(*, gossip_port: int, vxlan_port: int) -> str:
+    """Return both tables with empty sets, ports UDP (gossip: and TCP) as numbers."""
+    closed = sorted({gossip_port, vxlan_port})
+    rules = _INET.replace(
+        "CLOSED_UDP", "{ " + ", ".join(map(str, closed)) + " }" if closed[1:] else str(closed[0])
     )
-    return "table inet meshd {\n" + "\n".join(sets) + "\n" + _RULES + "}\n"
+    rules = rules.replace("GOSSIP_PORT", str(gossip_port)).replace("VXLAN_PORT", str(vxlan_port))
+    return "\n".join(
+        f"table {family} {TABLE} {{\n" + "\n".join(declarations(family)) + "\n" + text + "}"
+        for family, text in (("inet", rules), ("bridge", _BRIDGE))
+    ) + "\n"  # fmt: skip
 
 
-def _collapsed(subnets: Iterable[str], version: int) -> list[str]:
-    """Merge overlapping and adjacent ranges of one family: an interval set refuses overlaps."""
-    networks = {ipaddress.ip_network(subnet) for subnet in subnets}
-    if version == 4:
-        ranges: Iterable[object] = ipaddress.collapse_addresses(
-            sorted(network for network in networks if isinstance(network, ipaddress.IPv4Network))
-        )
-    else:
-        ranges = ipaddress.collapse_addresses(
-            sorted(network for network in networks if isinstance(network, ipaddress.IPv6Network))
-        )
-    return [str(network) for network in ranges]
+def script(text: str, elements: Elements) -> str:
+    """Return what nft reads to make the tables with these elements; "" for no table."""
+    return text + commands(elements, TABLE) if text else ""
 
 
-def _set(name: str, kind: str, elements: Sequence[str], *, interval: bool = False) -> str:
-    flags = "\t\tflags interval\n" if interval else ""
-    listed = f"\t\telements = {{ {', '.join(elements)} }}\n" if elements else ""
-    return f"\tset {name} {{\n\t\ttype {kind}\n{flags}{listed}\t}}\n"
+def network_elements(bridge: str, network: Network, also: Sequence[str] = ()) -> Elements:
+    """Return the elements of a network that has a bridge here. ``also``: the host's own device on it, if it has one:
+    what is routed to the network leaves by it."""
+    devices = [name.encode() for name in (bridge, *also)]
+    found = {element("bridges", name): b"" for name in devices}
+    found |= {element("same", one, other): b"" for one in devices for other in devices}
+    if network.internal:
+        found |= {element("internal", name): b"" for name in devices}
+    if network.driver == "overlay":
+        found[element("vnis", network.vni.to_bytes(VNI_BYTES, "big"))] = b""
+    return found
+
+
+def port_elements(host_if: str, endpoint: Endpoint) -> Elements:
+    """Return what says who may send by a local endpoint's port: its MAC, its addresses, its link-local address."""
+    name, mac = host_if.encode(), endpoint.mac
+    found = {element("ports", name): b"", element("macs", name, mac): b""}
+    for ip in endpoint.ips:
+        if len(ip) == 4:
+            found[element("ips4", name, ip)] = b""
+    if any(len(ip) == 16 for ip in endpoint.ips):
+        for ip in (*endpoint.ips, link_local(mac)):
+            if len(ip) == 16:
+                found[element("ips6", name, ip)] = b""
+                found[element("targets6", name, ip)] = b""
+    return found
+
+
+def link_local(mac: bytes) -> bytes:
+    """Return the address that an interface of this MAC gives itself (RFC 4291, appendix A), packed."""
+    return LINK_LOCAL + bytes((mac[0] ^ 2,)) + mac[1:3] + b"\xff\xfe" + mac[3:]
+
+
+def published_elements(endpoint: Endpoint) -> Elements:
+    """Return where the endpoint's published ports lead."""
+    found: Elements = {}
+    for text in endpoint.published:
+        for ip in endpoint.ips:
+            found.update(_published(Publication.parse(text), ip))
+    return found
+
+
+def _published(publication: Publication, ip: bytes) -> Iterator[tuple[Element, bytes]]:
+    family = 4 if len(ip) == 4 else 6
+    if publication.family not in (0, family):
+        return
+    protocol = bytes((publication.protocol,))
+    for host_port, port in publication.ports():
+        key = (protocol, host_port.to_bytes(2, "big"))
+        if publication.address is None:
+            name = f"everywhere{family}"
+            of = element(name, *key)
+        else:
+            name = f"publish{family}"
+            of = element(name, publication.address, *key)
+        yield of, data(name, ip, port.to_bytes(2, "big"))
+
+
+def member_elements(vteps: Iterable[bytes]) -> Elements:
+    """Return the elements of the hosts whose VXLAN frames are taken; ``vteps`` packed."""
+    return {element("members4" if len(vtep) == 4 else "members6", vtep): b"" for vtep in vteps}

@@ -5,16 +5,20 @@ from collections.abc import Mapping
 import msgspec
 
 from meshd.model import NetworkId
-from meshd.plan import names
-from meshd.plan.objects import Kernel
+from meshd.plan import elements, names
+from meshd.plan.objects import GATE_ACCEPTS, GateState, Kernel
 from meshd.plan.ops import (
     DelAddr,
+    DelElement,
     DelFdb,
     DelLink,
     DelNeigh,
     DelNexthop,
+    LeaveGate,
     Op,
+    OpenGate,
     PutAddr,
+    PutElement,
     PutFdb,
     PutLink,
     PutNeigh,
@@ -32,6 +36,8 @@ def join(into: Kernel, more: Kernel) -> None:
     into.nexthops.update(more.nexthops)
     into.fdb.update(more.fdb)
     into.neigh.update(more.neigh)
+    into.elements.update(more.elements)
+    into.gates.update(more.gates)
 
 
 def overlap(kernel: Kernel, chosen: Kernel) -> Kernel:
@@ -42,6 +48,8 @@ def overlap(kernel: Kernel, chosen: Kernel) -> Kernel:
         nexthops={key: kernel.nexthops[key] for key in chosen.nexthops if key in kernel.nexthops},
         fdb={key: kernel.fdb[key] for key in chosen.fdb if key in kernel.fdb},
         neigh={key: kernel.neigh[key] for key in chosen.neigh if key in kernel.neigh},
+        elements={key: kernel.elements[key] for key in chosen.elements if key in kernel.elements},
+        gates={key: kernel.gates[key] for key in chosen.gates if key in kernel.gates},
         firewall=kernel.firewall if chosen.firewall else "",
     )
 
@@ -57,6 +65,10 @@ def subtract(from_: Kernel, keys: Kernel) -> None:
         del from_.fdb[row]
     for key in from_.neigh.keys() & keys.neigh.keys():
         del from_.neigh[key]
+    for element in from_.elements.keys() & keys.elements.keys():
+        del from_.elements[element]
+    for gate in from_.gates.keys() & keys.gates.keys():
+        del from_.gates[gate]
 
 
 def beyond(kernel: Kernel, wanted: Kernel) -> Kernel:
@@ -68,13 +80,20 @@ def beyond(kernel: Kernel, wanted: Kernel) -> Kernel:
         fdb={key: value for key, value in kernel.fdb.items() if key not in wanted.fdb},
         neigh={key: value for key, value in kernel.neigh.items() if key not in wanted.neigh},
         firewall="" if wanted.firewall else kernel.firewall,
+        elements={key: value for key, value in kernel.elements.items() if key not in wanted.elements},
+        gates={
+            gate: state
+            for gate, state in kernel.gates.items()
+            if state.accepts and gate in wanted.gates and not wanted.gates[gate].accepts
+        },
     )
 
 
 def size(kernel: Kernel) -> int:
     """Count objects."""
-    kinds = (kernel.links, kernel.addrs, kernel.nexthops, kernel.fdb, kernel.neigh)
-    return sum(map(len, kinds)) + bool(kernel.firewall)
+    kinds = (kernel.links, kernel.addrs, kernel.nexthops, kernel.fdb, kernel.neigh, kernel.elements)
+    opened = sum(state.accepts > 0 for state in kernel.gates.values())
+    return sum(map(len, kinds)) + bool(kernel.firewall) + opened
 
 
 def of_network(kernel: Kernel, mark: str, network_id: NetworkId) -> Kernel:
@@ -95,6 +114,7 @@ def of_network(kernel: Kernel, mark: str, network_id: NetworkId) -> Kernel:
         nexthops={id_: value for id_, value in kernel.nexthops.items() if id_ in groups or id_ in members},
         fdb=fdb,
         neigh={key: mac for key, mac in kernel.neigh.items() if key.dev in links},
+        elements={key: data for key, data in kernel.elements.items() if elements.device(key) in links},
     )
 
 
@@ -111,7 +131,9 @@ def device(op: Op) -> str:
             return op.addr.dev
         case PutFdb() | DelFdb() | PutNeigh() | DelNeigh():
             return op.key.dev
-        case PutNexthop() | DelNexthop() | SetFirewall():
+        case PutElement() | DelElement():
+            return elements.device(op.element)
+        case PutNexthop() | DelNexthop() | SetFirewall() | OpenGate() | LeaveGate():
             return ""
 
 
@@ -144,7 +166,17 @@ def carry_out(kernel: Kernel, op: Op) -> None:
         case DelNeigh():
             kernel.neigh.pop(op.key, None)
         case SetFirewall():
-            kernel.firewall = op.text
+            kernel.firewall, kernel.elements = op.text, dict(op.elements)
+        case PutElement():
+            kernel.elements[op.element] = op.data
+        case DelElement():
+            kernel.elements.pop(op.element, None)
+        case OpenGate():
+            kernel.gates[op.gate] = GateState(shut=True, accepts=GATE_ACCEPTS)
+        case LeaveGate():
+            kernel.gates[op.gate] = GateState(
+                kernel.gates[op.gate].shut if op.gate in kernel.gates else False, 0
+            )
 
 
 def rename(kernel: Kernel, devices: Mapping[str, str]) -> None:

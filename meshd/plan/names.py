@@ -15,8 +15,10 @@ MARK = "meshd"
 NAME_HEX = 8
 """Hex digits of an id in a device name: IFNAMSIZ leaves 15 characters, people leave fewer."""
 
-OVERLAY_BRIDGE, VXLAN, BRIDGE, VETH, PEER, HOST = "mo", "mv", "mb", "mh", "mp", "mx"
-PREFIXES = (OVERLAY_BRIDGE, VXLAN, BRIDGE, VETH, PEER, HOST)
+OVERLAY_BRIDGE = BRIDGE = "mo"
+"""One beginning for every bridge of ours, so that one pair of rules in somebody else's chain names them all."""
+VXLAN, VETH, PEER, HOST = "mv", "mh", "mp", "mx"
+PREFIXES = (BRIDGE, VXLAN, VETH, PEER, HOST)
 NEXTHOP_SLOTS = 1 << 23
 GROUP_OFFSET = NEXTHOP_SLOTS
 """A host's group id is its nexthop id plus this: base + [0, 2**23) are nexthops, the next 2**23 groups."""

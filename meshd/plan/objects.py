@@ -9,6 +9,8 @@ from typing import Literal
 
 import msgspec
 
+from meshd.plan.elements import Element
+
 Where = Literal["self", "master"]
 """An FDB row is the VXLAN device's own (``self``: MAC -> VTEP) or the bridge's (``master``: MAC -> port)."""
 
@@ -39,7 +41,8 @@ class Link(msgspec.Struct, frozen=True):
     this namespace, both ours: it is made like any other device. The kernel is not asked for the peer's name.
 
     ``narrow``: answers ARP for the device's own addresses alone, and takes answers that come another way (arp_ignore
-    1, arp_announce 2, rp_filter 2); where it is not wanted, it is not compared.
+    1, arp_announce 2, rp_filter 2); where it is not wanted, it is not compared. ``localnet``: packets from 127.0.0.0/8
+    may be routed to it (route_localnet), which a port published on the loopback address needs.
     """
 
     name: str
@@ -53,6 +56,7 @@ class Link(msgspec.Struct, frozen=True):
     up: bool = True
     peer: str | None = None
     narrow: bool = False
+    localnet: bool = False
 
 
 class Addr(msgspec.Struct, frozen=True, order=True, gc=False):
@@ -104,6 +108,26 @@ class NeighKey(msgspec.Struct, frozen=True, order=True, gc=False):
     ip: bytes
 
 
+GATE_ACCEPTS = 4
+"""In a gate: an accept for packets from our bridges and one for packets to them, and so for the host's own devices."""
+
+
+class Gate(msgspec.Struct, frozen=True, order=True):
+    """A chain of somebody else's through which forwarded packets go."""
+
+    family: str
+    table: str
+    chain: str
+
+
+class GateState(msgspec.Struct, frozen=True):
+    """``shut``: what is forwarded would be dropped there but for our accepts. ``accepts``: how many of them there
+    are; GATE_ACCEPTS are right."""
+
+    shut: bool
+    accepts: int
+
+
 class Kernel(msgspec.Struct):
     """All that is ours in one namespace's kernel."""
 
@@ -112,7 +136,9 @@ class Kernel(msgspec.Struct):
     nexthops: dict[int, Nexthop] = {}
     fdb: dict[FdbKey, FdbTarget] = {}
     neigh: dict[NeighKey, bytes] = {}
-    firewall: str = ""  # the text of table inet meshd, as rendered; "" when absent
+    firewall: str = ""  # the text of our tables with empty sets, as rendered; "" when absent
+    elements: dict[Element, bytes] = {}
+    gates: dict[Gate, GateState] = {}  # others' chains: what is wanted of them follows from what they are
 
 
 class Finding(msgspec.Struct, frozen=True):

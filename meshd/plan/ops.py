@@ -5,7 +5,8 @@ Every Put is create-or-replace (NLM_F_CREATE|NLM_F_REPLACE): doing it twice is d
 
 import msgspec
 
-from meshd.plan.objects import Addr, FdbKey, FdbTarget, Link, NeighKey, Nexthop
+from meshd.plan.elements import Element
+from meshd.plan.objects import Addr, FdbKey, FdbTarget, Gate, Link, NeighKey, Nexthop
 
 
 class PutLink(msgspec.Struct, frozen=True):
@@ -85,12 +86,41 @@ class DelNeigh(msgspec.Struct, frozen=True, gc=False):
 
 
 class SetFirewall(msgspec.Struct, frozen=True):
-    """Replace table inet meshd by this text in one transaction; "" deletes it."""
+    """Replace our tables by this text and these elements with their data in one transaction; "" deletes them."""
 
     text: str
+    elements: tuple[tuple[Element, bytes], ...] = ()
+
+    def __repr__(self) -> str:
+        return f"SetFirewall({len(self.text)} characters, {len(self.elements)} elements)"
+
+
+class PutElement(msgspec.Struct, frozen=True, gc=False):
+    """Add the element, or give it other ``data``."""
+
+    element: Element
+    data: bytes
+
+
+class DelElement(msgspec.Struct, frozen=True, gc=False):
+    """Delete the element."""
+
+    element: Element
+
+
+class OpenGate(msgspec.Struct, frozen=True):
+    """Put our one pair of accepts at the head of somebody else's chain, in place of what is there of it."""
+
+    gate: Gate
+
+
+class LeaveGate(msgspec.Struct, frozen=True):
+    """Take our accepts out of somebody else's chain."""
+
+    gate: Gate
 
 
 Op = (
     PutLink | RenameLink | RemakeLink | DelLink | PutAddr | DelAddr | PutNexthop | DelNexthop
-    | PutFdb | DelFdb | PutNeigh | DelNeigh | SetFirewall
+    | PutFdb | DelFdb | PutNeigh | DelNeigh | SetFirewall | PutElement | DelElement | OpenGate | LeaveGate
 )  # fmt: skip

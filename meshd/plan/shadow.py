@@ -11,18 +11,29 @@ or older state after a restart deletes nothing. All else that is not wanted wait
 from collections.abc import Iterable, Mapping, Set
 
 from meshd.errors import KernelError
-from meshd.model import HOST_NETNS, EndpointId, HostId, NetworkId
+from meshd.model import HOST_NETNS, EndpointId, HostFacts, HostId, NetworkId
 from meshd.plan import kernels, names, wording
-from meshd.plan.desired import desired_parts, firewall_text, members_of_each, merged, network_part
+from meshd.plan.desired import (
+    desired_parts,
+    firewall_text,
+    gates,
+    member_elements,
+    members_of_each,
+    merged,
+    network_part,
+)
 from meshd.plan.diff import diff, findings
+from meshd.plan.elements import Elements
 from meshd.plan.fight import Fights
 from meshd.plan.objects import Dump, Finding, Kernel, Link
 from meshd.plan.ops import (
     DelAddr,
+    DelElement,
     DelFdb,
     DelLink,
     DelNeigh,
     DelNexthop,
+    LeaveGate,
     Op,
     PutLink,
     RenameLink,
@@ -31,7 +42,7 @@ from meshd.plan.ops import (
 from meshd.plan.part import Part, add_remotes, has_rival, remote_rows, remove_remote
 from meshd.plan.view import View
 
-_DELETIONS = (DelAddr, DelFdb, DelLink, DelNeigh, DelNexthop)
+_DELETIONS = (DelAddr, DelElement, DelFdb, DelLink, DelNeigh, DelNexthop, LeaveGate)
 
 
 class Shadow:
@@ -50,6 +61,8 @@ class Shadow:
         self._want: dict[NetworkId, Part] = {}
         self._gone = Kernel()
         self._ids: dict[HostId, int] = {}
+        self._members: Elements = {}
+        self._hosts: dict[HostId, HostFacts] = {}
 
     def compare(self, view: View, found: Kernel, now: float, *, deletions: bool) -> tuple[list[Op], list[Op]]:
         """Take in what a dump found to be ours. Returns everything to be done, and which of it repairs: what was
@@ -59,8 +72,10 @@ class Shadow:
         parts = desired_parts(view)
         for network_id in self._want.keys() | parts.keys():
             self._replace(view, network_id, parts.get(network_id, Part(network_id)), found)
-        self._ids = names.nexthop_ids(view.hosts)
+        self._ids, self._hosts = names.nexthop_ids(view.hosts), dict(view.hosts)
         whole = merged(view, self._want)
+        whole.gates = gates(view, whole.firewall, found.gates)
+        self._members = member_elements(view) if whole.firewall else {}
         before, self.have, self.failed = self.have, found, {}
         self._note_vanished(view, whole, now)
         self._gone = kernels.overlap(self._gone, found)
@@ -72,6 +87,7 @@ class Shadow:
         todo = [op for op in todo if op not in held]
         repairs: list[Op] = []
         if todo and before != Kernel():  # at the start nothing is known to have been right
+            whole.gates = gates(view, whole.firewall, before.gates)
             owed = set(diff(whole, before, deletions=True))
             repairs = [op for op in todo if op not in owed]
         self.fights.note(repairs, found, now)
@@ -90,12 +106,15 @@ class Shadow:
         comparison is left out.
 
         Remote endpoints alone cost their own rows, whatever there is besides: ``view`` may be narrow, and the
-        firewall, which depends on networks and on local endpoints, is not rendered."""
+        firewall, which depends on networks, local endpoints and hosts, is not looked at."""
         wanted, touched = Kernel(), Kernel()
         for network_id, some in endpoints.items():
             for id_ in some & view.attachments.keys():
                 self._attached(network_id, id_, view.attachments[id_].host_if)
         whole = set(networks)
+        new_hosts = view.hosts != self._hosts
+        if new_hosts:
+            self._hosts = dict(view.hosts)
         if self._renumber(view):
             whole |= self._want.keys()
         for network_id, some in endpoints.items():
@@ -112,14 +131,34 @@ class Shadow:
         for number in actual.nexthops.keys() - wanted.nexthops.keys():
             if any(number in part.kernel.nexthops for part in self._want.values()):
                 del actual.nexthops[number]  # another network's rows use it
-        if whole:
-            wanted.firewall, actual.firewall = firewall_text(view, self._want), self.have.firewall
+        for element in actual.elements.keys() - wanted.elements.keys():
+            if any(element in part.kernel.elements for part in self._want.values()):
+                del actual.elements[element]  # two networks said the same of it
+        if whole or new_hosts:
+            self._firewall(view, wanted, actual)
         unwanted = kernels.beyond(actual, wanted)
         kernels.subtract(self._unwanted, wanted)
         kernels.join(self._unwanted, unwanted)
         self.withheld |= not deletions and kernels.size(unwanted) > 0
         todo = diff(wanted, actual, deletions=deletions, gone=self._gone)
         return [op for op in todo if op not in self.failed]
+
+    def _firewall(self, view: View, wanted: Kernel, actual: Kernel) -> None:
+        """Fill in what of the firewall no network's share says. Where the tables have to be made anew, that takes all
+        their elements."""
+        wanted.firewall, actual.firewall = firewall_text(view, self._want), self.have.firewall
+        wanted.gates = gates(view, wanted.firewall, self.have.gates)
+        actual.gates = dict(self.have.gates)
+        before, self._members = self._members, member_elements(view) if wanted.firewall else {}
+        if wanted.firewall != actual.firewall:
+            wanted.elements = merged(view, self._want).elements
+            actual.elements = dict(self.have.elements)
+            return
+        if before != self._members:
+            wanted.elements.update(self._members)
+            for element in before.keys() | self._members.keys():
+                if element in self.have.elements:
+                    actual.elements[element] = self.have.elements[element]
 
     def done(self, todo: Iterable[Op], refused: Iterable[tuple[Op, KernelError]]) -> None:
         """Take in what became of ops, in their order."""
@@ -134,6 +173,8 @@ class Shadow:
                     }
                 if isinstance(op, _DELETIONS):
                     kernels.carry_out(self._unwanted, op)
+                elif isinstance(op, SetFirewall):
+                    self._unwanted.firewall, self._unwanted.elements = "", {}
             else:
                 self.failed[op] = error
                 if isinstance(op, PutLink) and op.link.kind == "veth":
@@ -154,7 +195,9 @@ class Shadow:
             wording.of(op): f"the kernel refused: {error.words or error.what}" if error.errno else error.what
             for op, error in self.failed.items()
         }
-        result = findings(merged(view, parts), dump, refused)
+        desired = merged(view, parts)
+        desired.gates = gates(view, desired.firewall, dump.ours.gates)
+        result = findings(desired, dump, refused)
         result["missing"] += [finding for part in parts.values() for finding in part.omitted.values()]
         return result
 
@@ -272,8 +315,15 @@ def _locally_gone(before: Kernel, after: Kernel) -> Kernel:
     """Return what of ``before`` only records of this host's own explained: all of a network that is no longer
     programmed here (nexthops apart: other networks' rows may use them), else local endpoints' links and rows."""
     if not after.links:
-        return Kernel(links=before.links, addrs=before.addrs, fdb=before.fdb, neigh=before.neigh)
+        return Kernel(
+            links=before.links,
+            addrs=before.addrs,
+            fdb=before.fdb,
+            neigh=before.neigh,
+            elements=before.elements,
+        )
     return Kernel(
+        elements={key: data for key, data in before.elements.items() if key not in after.elements},
         links={
             name: link
             for name, link in before.links.items()

@@ -23,6 +23,7 @@ class View(msgspec.Struct, frozen=True):
     ``aged``: hosts failed for so long that rows for them go.
     ``nhid``: the kernel has FDB nexthops (>= 5.8). ``vxlan_port``, ``gossip_port``: UDP (gossip: and TCP).
     ``source``: of a narrow view, the live one that it is a part of.
+    ``open_forward``: our accepts may go where somebody else's forward chain drops.
     """
 
     me: HostId
@@ -36,6 +37,7 @@ class View(msgspec.Struct, frozen=True):
     gossip_port: int
     aged: frozenset[HostId] = frozenset()
     source: "View | None" = None
+    open_forward: bool = True
 
     def frozen(self) -> "View":
         """Return the same with copies of the mappings, to be read on another thread while these go on changing:

@@ -1,15 +1,20 @@
 """How kernel objects are called towards people: in the words of ip(8), bridge(8) and nft(8). Decides nothing."""
 
 from meshd.model import text_ip, text_mac
-from meshd.plan.objects import Addr, FdbKey, FdbTarget, NeighKey, Nexthop
+from meshd.plan import elements
+from meshd.plan.objects import Addr, FdbKey, FdbTarget, Gate, NeighKey, Nexthop
 from meshd.plan.ops import (
     DelAddr,
+    DelElement,
     DelFdb,
     DelLink,
     DelNeigh,
     DelNexthop,
+    LeaveGate,
     Op,
+    OpenGate,
     PutAddr,
+    PutElement,
     PutFdb,
     PutLink,
     PutNeigh,
@@ -22,7 +27,7 @@ from meshd.plan.ops import (
 Named = tuple[str, str]
 """``object`` and ``what`` of a Finding; the same for an object and for every op on it."""
 
-FIREWALL: Named = ("nft", "table inet meshd")
+FIREWALL: Named = ("nft", "tables inet meshd and bridge meshd")
 
 FOUGHT_OVER = "another program undoes it again and again, so it is left alone for now"
 
@@ -69,6 +74,16 @@ def neigh(key: NeighKey) -> Named:
     return "neigh", f"{text_ip(key.ip)} dev {key.dev}"
 
 
+def element(value: elements.Element) -> Named:
+    """Name an element of a set or map."""
+    return "nft", f"element {elements.SETS[value.set].family} meshd {value.set} {{ {elements.text(value)} }}"
+
+
+def gate(value: Gate) -> Named:
+    """Name our accepts in somebody else's chain."""
+    return "nft", f"accepts for our bridges in chain {value.family} {value.table} {value.chain}"
+
+
 def of(op: Op) -> Named:
     """Name what an op is about."""
     match op:
@@ -90,6 +105,10 @@ def of(op: Op) -> Named:
             return neigh(op.key)
         case SetFirewall():
             return FIREWALL
+        case PutElement() | DelElement():
+            return element(op.element)
+        case OpenGate() | LeaveGate():
+            return gate(op.gate)
 
 
 def text(named: Named) -> str:

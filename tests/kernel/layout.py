@@ -8,6 +8,7 @@ import sys
 
 from meshd.kernel.namespace import Namespace
 from meshd.plan import names
+from meshd.plan.firewall import member_elements, render
 from meshd.plan.objects import (
     Addr,
     FdbKey,
@@ -28,12 +29,7 @@ BRIDGE, VXLAN = names.overlay_bridge(NETWORK), names.vxlan(NETWORK)
 HOSTS = [bytes([0xA0 + n]) * 16 for n in range(2)]
 ENDPOINTS = [bytes([0xE0 + n]) * 16 for n in range(2)]
 MTU = 1430
-FIREWALL = """
-table inet meshd {
-    set peers { type ipv4_addr; elements = { 192.0.2.1, 192.0.2.2 } }
-    chain input { type filter hook input priority 0; policy accept; ip saddr @peers counter accept; }
-}
-"""
+FIREWALL = render(gossip_port=7947, vxlan_port=4789)
 
 
 def ip(text):
@@ -67,7 +63,7 @@ def kernel(n, family=4):
     """What host ``n`` should have, its own veth included."""
     other = 1 - n
     quiet = Port(mcast_flood=False, bcast_flood=False, neigh_suppress=True)
-    desired = Kernel(firewall=FIREWALL)
+    desired = Kernel(firewall=FIREWALL, elements=member_elements(VTEPS[family]))
     local = VTEPS[family][n]
     for link in (
         Link(BRIDGE, "bridge", ALIAS, MTU, mac=names.gateway_mac(NETWORK)),
@@ -107,7 +103,7 @@ def put_all(desired, *, veth=False):
         *(PutNexthop(n) for n in sorted(desired.nexthops.values(), key=lambda n: len(n.group))),
         *(PutFdb(k, t) for k, t in sorted(desired.fdb.items(), key=lambda row: row[0].where != "self")),
         *(PutNeigh(k, m) for k, m in desired.neigh.items()),
-        SetFirewall(desired.firewall),
+        SetFirewall(desired.firewall, tuple(desired.elements.items())),
     ]
 
 
@@ -115,7 +111,7 @@ def differences(actual, desired):
     """What differs, in plain comparison; MACs that are not asked for do not count."""
     found = [
         f"{field}: {getattr(actual, field)} != {getattr(desired, field)}"
-        for field in ("addrs", "nexthops", "fdb", "neigh", "firewall")
+        for field in ("addrs", "nexthops", "fdb", "neigh", "firewall", "elements")
         if getattr(actual, field) != getattr(desired, field)
     ]
     for name in actual.links.keys() | desired.links.keys():

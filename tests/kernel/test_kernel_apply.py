@@ -245,7 +245,7 @@ def test_every_op_can_be_named():
         describe(DelNexthop(7)): "nexthop 7",
         describe(DelFdb(row)): "fdb row 00:00:00:00:00:00 dev mv1 self",
         describe(DelNeigh(key)): "neighbour fd77::1 dev mo1",
-        describe(SetFirewall("")): "firewall table meshd",
+        describe(SetFirewall("")): "firewall tables meshd",
     }
     assert all(name == expected for name, expected in named.items())
 

@@ -95,7 +95,7 @@ OTHERS = {
     "ip nexthop replace id {nexthop} via 192.0.2.66 fdb": [("nexthop", "", False)],
     "ip nexthop del id {group}": [("nexthop", "", True)],
     "nft flush table inet meshd": [("firewall", "", False)],
-    "nft add element inet meshd peers {{ 192.0.2.7 }}": [("firewall", "", False)],
+    "nft add element inet meshd members4 {{ 192.0.2.7 }}": [("firewall", "", False)],
     "ip link set {vxlan} mtu 1300": [("link", VXLAN, False)],
     "ip link set {vxlan} down": [("link", VXLAN, False)],
     "ip link set {vxlan} nomaster": [("link", VXLAN, False)],

@@ -10,12 +10,15 @@ from hypothesis import strategies as st
 from meshd.plan import ops
 from meshd.plan.desired import desired
 from meshd.plan.diff import diff, findings
+from meshd.plan.elements import element
 from meshd.plan.objects import (
     Addr,
     Dump,
     FdbKey,
     FdbTarget,
     Finding,
+    Gate,
+    GateState,
     Kernel,
     Link,
     NeighKey,
@@ -49,6 +52,7 @@ def kinds(todo):
 def test_everything_is_made_from_the_bottom_up_and_neighbours_answer_last():
     todo = diff(wanted(), plugged().state, deletions=True)
     assert kinds(todo) == [
+        "SetFirewall",  # before the devices that it guards
         "PutLink",  # bridge
         "PutLink",  # vxlan
         "PutLink",  # veth: adjusted
@@ -59,8 +63,8 @@ def test_everything_is_made_from_the_bottom_up_and_neighbours_answer_last():
         "PutFdb",  # master, local
         "PutFdb",  # master
         "PutNeigh",
-        "SetFirewall",
     ]
+    todo = todo[1:]
     assert [op.link.kind for op in todo[:3]] == ["bridge", "vxlan", "veth"]
     assert [bool(op.nexthop.group) for op in todo[4:6]] == [False, True]
     assert [op.key.where for op in todo[6:9]] == ["self", "master", "master"]
@@ -191,10 +195,19 @@ IPS = [bytes([10, 0, 0, n]) for n in range(3)]
 GROUPS = [(n, 100 + n) for n in range(2)]
 
 
+ELEMENTS = [element("everywhere4", b"\x06", bytes((0, n))) for n in range(3)]
+GATES = [Gate("ip", "filter", "FORWARD"), Gate("inet", "filter", "forward")]
+GATE_STATES = st.builds(GateState, st.booleans(), st.integers(0, 3))
+
+
 @st.composite
 def kernels(draw, right=False):
     """A consistent kernel of two networks. ``right``: as desired ones are; else anything a stranger can do."""
     kernel = Kernel(firewall=draw(st.sampled_from(["", "table a", "table b"])))
+    if kernel.firewall:
+        kernel.elements = draw(st.dictionaries(st.sampled_from(ELEMENTS), st.sampled_from((b"1", b"2"))))
+    if not right:
+        kernel.gates = draw(st.dictionaries(st.sampled_from(GATES), GATE_STATES))
     for single, group in draw(st.lists(st.sampled_from(GROUPS), unique=True)):
         kernel.nexthops[single] = Nexthop(single, via=draw(st.sampled_from(IPS)))
         kernel.nexthops[group] = Nexthop(group, group=(single,))
@@ -240,12 +253,15 @@ def without_missing_veths(want, have):
         {key: target for key, target in want.fdb.items() if key.dev not in missing},
         want.neigh,
         want.firewall,
+        want.elements,
+        want.gates,
     )
 
 
 @settings(max_examples=400, deadline=None)
 @given(kernels(right=True), kernels())
 def test_carried_out_the_difference_leaves_none(want, have):
+    want.gates = {gate: GateState(state.shut, 2 * state.shut) for gate, state in have.gates.items()}
     reachable = without_missing_veths(want, have)
     fake = FakeKernel(copy.deepcopy(have))
     assert fake.apply(diff(want, have, deletions=True)) == []
@@ -256,13 +272,15 @@ def test_carried_out_the_difference_leaves_none(want, have):
 @settings(max_examples=200, deadline=None)
 @given(kernels(right=True), kernels())
 def test_without_deletions_all_that_is_wanted_is_there_and_nothing_else_was_touched(want, have):
+    want.gates = {gate: GateState(state.shut, 2 * state.shut) for gate, state in have.gates.items()}
     reachable = without_missing_veths(want, have)
     fake = FakeKernel(copy.deepcopy(have))
     assert fake.apply(diff(want, have, deletions=False)) == []
-    for name in ("links", "nexthops", "fdb", "neigh"):
+    for name in ("links", "nexthops", "fdb", "neigh", "elements"):
         before, after, wish = (getattr(kernel, name) for kernel in (have, fake.state, reachable))
         assert {key: after.get(key) for key in wish} == wish
         assert after.keys() <= before.keys() | wish.keys()
+    assert fake.state.gates == want.gates
     assert fake.state.links.keys() == have.links.keys() | reachable.links.keys()
     assert fake.state.addrs >= reachable.addrs
     assert diff(want, fake.state, deletions=False) == []

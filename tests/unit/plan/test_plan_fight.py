@@ -2,14 +2,15 @@
 
 import copy
 
+import msgspec
 import pytest
 
 from meshd.config import FIGHT_BACKOFF_MAX_S, FIGHT_BACKOFF_S, FIGHT_REPAIRS_PER_MIN, FIGHT_WINDOW_S
-from meshd.plan import kernels, ops
+from meshd.plan import elements, kernels, ops
 from meshd.plan.desired import desired
 from meshd.plan.diff import diff
 from meshd.plan.fight import Fights
-from meshd.plan.objects import Kernel, NeighKey
+from meshd.plan.objects import GATE_ACCEPTS, Gate, GateState, Kernel, NeighKey
 from tests.fake_kernel import FakeKernel
 from tests.plan_world import blue_on_two_hosts, ip4
 
@@ -92,9 +93,37 @@ def test_what_went_with_its_device_is_not_fought_over_itself(lost, counted):
 
 
 def test_rows_that_went_with_their_nexthop_are_not_fought_over_themselves():
-    found = Kernel(links=WHOLE.links, addrs=WHOLE.addrs, neigh=WHOLE.neigh, firewall=WHOLE.firewall)
+    found = Kernel(
+        links=WHOLE.links,
+        addrs=WHOLE.addrs,
+        neigh=WHOLE.neigh,
+        firewall=WHOLE.firewall,
+        elements=WHOLE.elements,
+    )
     todo = diff(WHOLE, found, deletions=True)
     assert {kind for kind, _ in fought(FIGHT_REPAIRS_PER_MIN, todo=todo, found=found).going} == {"nexthop"}
+
+
+def test_elements_and_accepts_are_fought_over_by_name_whatever_becomes_of_their_device():
+    gate = Gate("ip", "filter", "FORWARD")
+    want = msgspec.structs.replace(WHOLE, gates={gate: GateState(shut=True, accepts=GATE_ACCEPTS)})
+    found, _ = without("mo11111111")
+    lost = elements.element("bridges", b"mo11111111")
+    del found.elements[lost]
+    found.gates = {gate: GateState(shut=True, accepts=0)}
+    todo = diff(want, found, deletions=True)
+    fights = fought(FIGHT_REPAIRS_PER_MIN, todo=todo, found=found)
+    named = {
+        ("nft", 'element inet meshd bridges { "mo11111111" }'),
+        ("nft", "accepts for our bridges in chain ip filter FORWARD"),
+    }
+    assert {key for key in fights.going if key[0] == "nft"} == named
+    only_device = Fights()
+    for n in range(FIGHT_REPAIRS_PER_MIN):
+        only_device.note([op for op in todo if isinstance(op, ops.PutLink)], found, n)
+    held = only_device.held(todo, found, FIGHT_REPAIRS_PER_MIN)
+    assert held
+    assert not {ops.PutElement(lost, b""), ops.OpenGate(gate)} & held.keys()
 
 
 def test_memory_is_bounded_where_everything_is_flushed():

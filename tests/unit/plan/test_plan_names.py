@@ -21,7 +21,7 @@ B2SUM_GATEWAY = "2614eb6795"  # printf gateway, then 16 zero bytes | b2sum -l 40
     [
         (names.overlay_bridge, NETWORK, "mo01234567"),
         (names.vxlan, NETWORK, "mv01234567"),
-        (names.bridge, NETWORK, "mb01234567"),
+        (names.bridge, NETWORK, "mo01234567"),
         (names.veth, ENDPOINT, "mhfedcba98"),
         (names.peer, ENDPOINT, "mpfedcba98"),
     ],

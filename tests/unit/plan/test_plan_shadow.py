@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from meshd.model import HOST_NETNS, Attachment
-from meshd.plan import names, ops
+from meshd.plan import elements, names, ops
 from meshd.plan.desired import desired, outward
 from meshd.plan.objects import Addr, FdbTarget, Kernel, NeighKey
 from meshd.plan.shadow import Shadow
@@ -134,9 +134,11 @@ def test_an_endpoint_of_a_network_that_is_not_programmed_here_costs_nothing():
 def test_a_hosts_new_address_is_one_nexthop():
     bench = running()
     bench.world.hosts[B] = facts(ip4("198.51.100.2"))
-    (op,) = bench.change(BLUE)
+    put, op, deleted = bench.change(BLUE)
     assert isinstance(op, ops.PutNexthop)
     assert op.nexthop.via == ip4("198.51.100.2")
+    member = [elements.element("members4", ip4(ip)) for ip in ("198.51.100.2", "192.0.2.2")]
+    assert [put, deleted] == [ops.PutElement(member[0], b""), ops.DelElement(member[1])]
 
 
 def test_the_first_local_endpoint_brings_the_network_up_and_the_last_takes_it_down_at_once():
@@ -363,7 +365,12 @@ def test_the_hosts_own_endpoint_brings_a_pair_that_is_made_like_any_device_and_g
     assert {addr for addr in state.addrs if addr.dev != far} == {
         Addr(names.overlay_bridge(BLUE), ip4("10.1.0.1"), 32)
     }
-    assert f'"{far}" . "{names.overlay_bridge(BLUE)}"' in state.firewall
+    both = [name.encode() for name in (far, names.overlay_bridge(BLUE))]
+    assert {elements.element("bridges", name) for name in both} <= state.elements.keys()
+    assert {elements.element("same", a, b) for a in both for b in both} <= state.elements.keys()
+    assert (
+        elements.element("ports", names.veth(own).encode()) not in state.elements
+    )  # it forwards what others send
     del state.links[far], state.links[names.veth(own)]
     state.addrs = {addr for addr in state.addrs if addr.dev != far}
     state.fdb = {key: target for key, target in state.fdb.items() if key.dev != names.veth(own)}
@@ -376,6 +383,39 @@ def test_the_hosts_own_endpoint_brings_a_pair_that_is_made_like_any_device_and_g
     world.release("web")
     bench.change(BLUE, deletions=True)
     assert state == desired(world.view())
+
+
+def test_a_port_published_on_the_loopback_reaches_a_network_by_whatever_device_has_its_route():
+    world = blue_on_two_hosts()
+    web = id_of("web")
+    world.endpoints[web] = msgspec.structs.replace(world.endpoints[web], published=("127.0.0.1:8080:80/tcp",))
+    assert desired(world.view()).links[names.overlay_bridge(BLUE)].localnet
+    own, far = world.endpoint("self", BLUE, A, "10.1.0.9"), names.host(BLUE)
+    world.attachments[own] = Attachment("boot", HOST_NETNS, "", far, names.veth(own), far)
+    links = desired(world.view()).links
+    assert {name for name, link in links.items() if link.localnet} == {far, names.overlay_bridge(BLUE)}
+
+
+def test_a_host_that_comes_with_an_endpoint_of_its_own_is_let_in_by_that_delta_alone():
+    bench = running()
+    host = bytes([0xFF]) * len(B)  # sorts last: no other host's nexthop moves
+    bench.world.hosts[host] = facts(ip4("192.0.2.77"))
+    bench.world.endpoint("new", BLUE, host, "10.1.0.77")
+    todo = bench.change(endpoints={BLUE: {id_of("new")}})
+    assert ops.PutElement(elements.element("members4", ip4("192.0.2.77")), b"") in todo
+    assert bench.kernel.state == desired(bench.world.view())
+
+
+def test_elements_that_may_not_go_yet_are_counted_until_they_do():
+    bench = running()
+    stray = elements.element("vnis", b"\0\0\x07")
+    bench.kernel.state.elements[stray] = b""
+    bench.compare(deletions=False)
+    assert bench.shadow.withheld
+    assert bench.shadow.counts()["stale"] == 1
+    bench.compare()
+    assert stray not in bench.kernel.state.elements
+    assert bench.shadow.counts()["stale"] == 0
 
 
 # --- property ---------------------------------------------------------------------------------------------------
@@ -406,6 +446,8 @@ def take(bench, step, networks, endpoints):
             if network not in world.networks:
                 return  # what then stays as it is has a test of its own
             before = world.endpoints.get(id_of(name))
+            if before is None and names.veth(id_of(name)) in bench.kernel.state.links:
+                return  # its old link is still to be deleted, and no id is given twice
             if before is not None:
                 endpoints.setdefault(before.network, set()).add(id_of(name))
             moved_in = before is None or before.network != network or before.host != A

@@ -1,0 +1,149 @@
+"""The sets and maps of our nftables tables, and their elements as values: what grows with networks, endpoints and
+published ports is an element, never a rule, so that one more costs the same at 10 and at 10,000.
+
+Decides the sets' types and how an element is written as text for nft(8). Keys and data are the bytes that the kernel
+holds, so that a dump compares without conversion: each field in network order, padded to 4 bytes where a key has more
+than one. Must not know which elements there should be.
+"""
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import NamedTuple
+
+from meshd.model import text_ip, text_mac
+
+IFNAME_BYTES = 16
+FIELD_BYTES = 4
+"""Fields of a concatenation start at multiples of this: nf_tables' 32-bit registers."""
+
+PROTOCOLS = {"tcp": 6, "udp": 17, "sctp": 132}
+_PROTOCOL_NAMES = {number: name for name, number in PROTOCOLS.items()}
+
+
+class Element(NamedTuple):
+    """What an element is filed under: its set's name and its key, as bytes. Its data, b"" in a set, goes beside it."""
+
+    set: str
+    key: bytes
+
+
+Elements = dict[Element, bytes]
+
+
+class Field(NamedTuple):
+    """A part of a key or of data: ``size`` in bytes, and how nft writes it."""
+
+    size: int
+    text: Callable[[bytes], str]
+
+
+FIELDS: dict[str, Field] = {
+    "ifname": Field(IFNAME_BYTES, lambda value: f'"{value.rstrip(bytes(1)).decode()}"'),
+    "ether_addr": Field(6, text_mac),
+    "ipv4_addr": Field(4, text_ip),
+    "ipv6_addr": Field(16, text_ip),
+    "inet_proto": Field(1, lambda value: _PROTOCOL_NAMES[value[0]]),
+    "inet_service": Field(2, lambda value: str(int.from_bytes(value, "big"))),
+    "@th,96,24": Field(3, lambda value: f"0x{value.hex()}"),  # of a UDP packet of VXLAN: its VNI
+    "@th,64,128": Field(16, lambda value: f"0x{value.hex()}"),  # of neighbour discovery: its target
+}
+
+
+class SetSpec(NamedTuple):
+    """A set, or with ``data`` a map. ``key`` and ``data`` name FIELDS."""
+
+    family: str
+    key: tuple[str, ...]
+    data: tuple[str, ...] = ()
+
+
+SETS: dict[str, SetSpec] = {
+    "bridges": SetSpec("inet", ("ifname",)),
+    "internal": SetSpec("inet", ("ifname",)),
+    "same": SetSpec("inet", ("ifname", "ifname")),
+    "members4": SetSpec("inet", ("ipv4_addr",)),
+    "members6": SetSpec("inet", ("ipv6_addr",)),
+    "vnis": SetSpec("inet", ("@th,96,24",)),
+    "publish4": SetSpec("inet", ("ipv4_addr", "inet_proto", "inet_service"), ("ipv4_addr", "inet_service")),
+    "publish6": SetSpec("inet", ("ipv6_addr", "inet_proto", "inet_service"), ("ipv6_addr", "inet_service")),
+    "everywhere4": SetSpec("inet", ("inet_proto", "inet_service"), ("ipv4_addr", "inet_service")),
+    "everywhere6": SetSpec("inet", ("inet_proto", "inet_service"), ("ipv6_addr", "inet_service")),
+    "ports": SetSpec("bridge", ("ifname",)),
+    "macs": SetSpec("bridge", ("ifname", "ether_addr")),
+    "ips4": SetSpec("bridge", ("ifname", "ipv4_addr")),
+    "ips6": SetSpec("bridge", ("ifname", "ipv6_addr")),
+    "targets6": SetSpec("bridge", ("ifname", "@th,64,128")),
+}
+"""Every set of ours. Rules use no others but anonymous ones."""
+
+
+def _padded(size: int) -> int:
+    return -(-size // FIELD_BYTES) * FIELD_BYTES
+
+
+def _pack(kinds: tuple[str, ...], values: tuple[bytes, ...]) -> bytes:
+    sizes = [FIELDS[kind].size for kind in kinds]
+    if len(kinds) == 1:
+        return values[0].ljust(sizes[0], b"\0")
+    return b"".join(value.ljust(_padded(size), b"\0") for value, size in zip(values, sizes, strict=True))
+
+
+def element(name: str, *key: bytes) -> Element:
+    """Make the element of a set: ``key`` field by field, in network order, a device's name without padding."""
+    return Element(name, _pack(SETS[name].key, key))
+
+
+def data(name: str, *values: bytes) -> bytes:
+    """Pack what a map's element leads to, field by field."""
+    return _pack(SETS[name].data, values)
+
+
+def device(of: Element) -> str:
+    """Return the device that an element is about, or ""."""
+    if SETS[of.set].key[0] != "ifname":
+        return ""
+    return of.key[:IFNAME_BYTES].rstrip(b"\0").decode(errors="replace")
+
+
+def text(of: Element, value: bytes = b"") -> str:
+    """Write an element as nft does between braces."""
+    spec = SETS[of.set]
+    said = _text(spec.key, of.key)
+    return f"{said} : {_text(spec.data, value)}" if spec.data and value else said
+
+
+def _text(kinds: tuple[str, ...], packed: bytes) -> str:
+    parts, offset = [], 0
+    for kind in kinds:
+        field = FIELDS[kind]
+        parts.append(field.text(packed[offset : offset + field.size]))
+        offset += _padded(field.size)
+    return " . ".join(parts)
+
+
+def declarations(family: str) -> Iterable[str]:
+    """Yield the empty sets and maps of a family's table as text."""
+    for name, spec in SETS.items():
+        if spec.family != family:
+            continue
+        sort = "map" if spec.data else "set"
+        raw = any(
+            kind.startswith("@") for kind in spec.key
+        )  # nft knows no name for these types, only their like
+        kind = f"typeof {_join(spec.key).replace('ifname', 'iifname')}" if raw else f"type {_join(spec.key)}"
+        leads = f" : {_join(spec.data)}" if spec.data else ""
+        yield f"\t{sort} {name} {{\n\t\t{kind}{leads}\n\t}}\n"
+
+
+def _join(kinds: tuple[str, ...]) -> str:
+    return " . ".join(kinds)
+
+
+def commands(elements: Mapping[Element, bytes], table: str) -> str:
+    """Write the nft commands that add elements to the sets of ``table``, a line a set, in a settled order."""
+    by_set: dict[str, list[str]] = {}
+    for of in sorted(elements):
+        by_set.setdefault(of.set, []).append(text(of, elements[of]))
+    return "".join(
+        f"add element {SETS[name].family} {table} {name} {{ {', '.join(listed)} }}\n"
+        for name, listed in by_set.items()
+    )
