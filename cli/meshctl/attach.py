@@ -12,7 +12,7 @@ from meshctl.client import Client
 from meshctl.errors import CommandError, Failed, WrongUsage
 from meshctl.netns import Namespace, opened, path_of
 from meshctl.output import Invocation
-from meshctl.params import IFNAME, IP, MAC, WORD
+from meshctl.params import IFNAME, IP, MAC, PUBLICATION, WORD
 from meshctl.plumb import plumb
 from meshctl.process import signals_raised
 from meshctl.report import warn
@@ -32,6 +32,15 @@ def endpoint_options(command: F) -> F:
             click.option("--mac", type=MAC, help="Ethernet address."),
             click.option(
                 "--ifname", type=IFNAME, default="eth0", show_default=True, help="Name in the namespace."
+            ),
+            click.option(
+                "-p",
+                "--publish",
+                "published",
+                type=PUBLICATION,
+                multiple=True,
+                metavar="[IP:]HOSTPORT:PORT[/PROTO]",
+                help="Port, or range, of this host that leads here.",
             ),
         ]
     ):

@@ -11,7 +11,7 @@ from meshctl.output import Invocation
 from meshctl.params import WORD
 from meshctl.table import pairs, table
 
-HEAD = ("ID", "NETWORK", "HOST", "NAME", "IPS", "MAC", "IFNAME", "STATE")
+HEAD = ("ID", "NETWORK", "HOST", "NAME", "IPS", "MAC", "IFNAME", "STATE", "PUBLISHED")
 SHORT_ID = 8  # hex digits; `endpoint inspect` takes them too
 
 

@@ -10,6 +10,9 @@ import click
 IFNAME_BYTES = 15  # IFNAMSIZ - 1
 HOST_NAME = re.compile(r"[A-Za-z0-9]([A-Za-z0-9.-]{0,62})")
 MAC_ADDRESS = re.compile(r"[0-9a-fA-F]{2}(:[0-9a-fA-F]{2}){5}")
+PUBLISH = re.compile(
+    r"((\[[0-9a-fA-F:.]+\]|[0-9.]+):)?[0-9]{1,5}(-[0-9]{1,5})?:[0-9]{1,5}(-[0-9]{1,5})?(/(tcp|udp|sctp))?"
+)
 DRIVERS = ("overlay", "bridge")
 
 
@@ -123,6 +126,24 @@ class Ifname(_Text):
         return str(value)
 
 
+class Publish(_Text):
+    """``[IP:]HOSTPORT:PORT[/PROTO]``, each port also a range. Whether the host has IP and the ports is the daemon's to
+    say.
+    """
+
+    name = "publish"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        """Return ``value``; wrong usage where it is not of that form."""
+        if not PUBLISH.fullmatch(value):
+            self.fail(
+                f"{value!r} is not [IP:]HOSTPORT:PORT[/tcp|udp|sctp], e.g. 8080:80 or [2001:db8::1]:53:53/udp",
+                param,
+                ctx,
+            )
+        return str(value)
+
+
 class KeyValue(_Pair):
     """``KEY=VALUE``, or ``KEY`` alone with an empty value, as Docker takes ``--opt encrypted``."""
 
@@ -147,4 +168,5 @@ CIDR = Cidr()
 MAC = Mac()
 IFNAME = Ifname()
 KEY_VALUE = KeyValue()
+PUBLICATION = Publish()
 PORT = click.IntRange(1, 65535)

@@ -28,7 +28,7 @@ OUR_KINDS = ("bridge", "vxlan", "veth")
 IFINFOMSG = struct.Struct("=BxHiII")  # family, device type, ifindex, flags, change
 _BODY = frames.HEADER_BYTES + IFINFOMSG.size
 _NO_STATS = frames.attribute(IFLA_EXT_MASK, struct.pack("=I", 1 << 3))  # RTEXT_FILTER_SKIP_STATS
-_PORT = {"learning": 8, "flood": 9, "mcast_flood": 27, "bcast_flood": 30, "neigh_suppress": 32}
+_PORT = {"learning": 8, "flood": 9, "mcast_flood": 27, "bcast_flood": 30, "neigh_suppress": 32, "locked": 39}
 """Field of plan.objects.Port -> IFLA_BRPORT_*."""
 
 

@@ -8,7 +8,17 @@ from collections.abc import Iterable, Sequence
 from typing import Self
 
 from meshd.errors import KernelError
-from meshd.kernel import actual, forwarding, neighlimits, netlink, nexthops, underlay, vxlans
+from meshd.kernel import (
+    actual,
+    addresses,
+    forwarding,
+    neighlimits,
+    netlink,
+    nexthops,
+    sockets,
+    underlay,
+    vxlans,
+)
 from meshd.kernel.apply import Applier, Failures
 from meshd.kernel.echoes import Echoes
 from meshd.kernel.gates import Gates
@@ -80,6 +90,14 @@ class Namespace:
     def foreign_vxlans(self, cluster_mark: str) -> list[ForeignVxlan]:
         """List VXLAN devices that are not this cluster's. Raises KernelError."""
         return vxlans.foreign(self._netlink, cluster_mark)
+
+    def local_addresses(self) -> set[bytes]:
+        """Return every address of this namespace, packed. Raises KernelError."""
+        return {seen.ip for seen in addresses.parse(self._netlink.dump(addresses.dump_request()))}
+
+    def listeners(self) -> list[sockets.Listener]:
+        """Return which ports sockets of this namespace have. Raises KernelError."""
+        return sockets.listeners()
 
     def underlay(self, bind: str | None) -> Underlay:
         """Find what carries the overlay. Raises ConfigError naming ``bind``, KernelError."""

@@ -35,10 +35,13 @@ from meshd.plan.view import View
 BRIDGED_DRIVERS = ("overlay", "bridge")
 """Drivers that have a bridge of ours; the others need nothing programmed here."""
 
-VXLAN_PORT = Port(learning=False, flood=False, mcast_flood=False, bcast_flood=False, neigh_suppress=True)
-"""Nothing unknown leaves the host, and ARP and ND are answered from the rows: zero ARP on the wire."""
+VXLAN_PORT = Port(
+    learning=False, flood=False, mcast_flood=False, bcast_flood=False, neigh_suppress=True, locked=True
+)
+"""Nothing unknown leaves the host, and ARP and ND are answered from the rows: zero ARP on the wire. Nothing unknown
+comes in either: a frame from a MAC that no record places on another host, a local one's among them, is dropped."""
 
-VXLAN_PORT_FOR_ALL = Port(learning=False, flood=False, neigh_suppress=True)
+VXLAN_PORT_FOR_ALL = Port(learning=False, flood=False, neigh_suppress=True, locked=True)
 """The same where broadcast and multicast frames are to go to all: still nothing unknown, still no ARP for whom the
 rows know."""
 

@@ -109,7 +109,7 @@ class DelElement(msgspec.Struct, frozen=True, gc=False):
 
 
 class OpenGate(msgspec.Struct, frozen=True):
-    """Put our one pair of accepts at the head of somebody else's chain, in place of what is there of it."""
+    """Put our accepts, once each, at the head of somebody else's chain, in place of what is there of it."""
 
     gate: Gate
 

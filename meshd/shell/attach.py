@@ -1,7 +1,7 @@
 """Attach: the one way in which an endpoint comes to be, whoever asks (meshctl, CNI, CNM).
 
 It decides idempotency (one interface name in one namespace of this boot is one endpoint), then in this order:
-reserve an index in memory, make the veth pair, commit endpoint and attachment to disk, wait until the local rows
+check what is to be published, reserve an index in memory, make the veth pair, commit endpoint and attachment to disk, wait until the local rows
 stand, answer. Whatever fails is undone whole. The daemon never enters the namespace: the caller moves the peer
 there. Which address is chosen is shell/space.py's and state/addresses.py's business.
 """
@@ -26,9 +26,10 @@ from meshd.model import (
     text_id,
     text_mac,
 )
-from meshd.plan import desired, names, ops
+from meshd.plan import desired, elements, names, ops
 from meshd.plan.objects import Link
-from meshd.shell import hostaccess, networks, space, vxlans
+from meshd.plan.publish import parse_all
+from meshd.shell import hostaccess, networks, publish, space, vxlans
 from meshd.shell.detach import (
     delete_link,
     detach,
@@ -93,6 +94,9 @@ class AttachRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     aliases: Annotated[tuple[EndpointName, ...], msgspec.Meta(max_length=64)] = ()
     ips: Annotated[tuple[Annotated[str, msgspec.Meta(max_length=64)], ...], msgspec.Meta(max_length=2)] = ()
     mac: Annotated[str, msgspec.Meta(max_length=17)] | None = None
+    published: Annotated[
+        tuple[Annotated[str, msgspec.Meta(max_length=255)], ...], msgspec.Meta(max_length=256)
+    ] = ()
 
 
 class Attached(NamedTuple):
@@ -126,8 +130,10 @@ async def attach(cluster: ClusterLike, request: AttachRequest) -> Attached:
                 f"no address can be given: {cluster.allocation_stopped}", "meshctl status says more"
             )
         check_ports(cluster, network.id, facts.name, facts.driver)
+        published = parse_all(request.published)
         try:
-            with cluster.desk.attaching(network.id, facts.name):
+            with cluster.desk.attaching(network.id, facts.name), publish.reserved(cluster, published):
+                await publish.check(cluster, network, published)
                 return await _make(cluster, network, facts, request)
         except BaseException:
             if facts.host_access:
@@ -147,6 +153,7 @@ def _check(cluster: ClusterLike, request: AttachRequest) -> None:
         )
     if request.mac is not None:
         parse_mac(request.mac)
+    parse_all(request.published)
 
 
 def parse_mac(text: str) -> bytes:
@@ -184,6 +191,7 @@ def _same(cluster: ClusterLike, held: EndpointId, network: Item, request: Attach
         "mac": (parse_mac(request.mac).hex(":") if request.mac else None, text_mac(endpoint.mac)),
         "ip": (_text(space_, space_.index_of_all(request.ips)), _text(space_, endpoint.index)),
         "alias": (_list(request.aliases), _list(endpoint.aliases)),
+        "publish": (_list(map(str, parse_all(request.published))), _list(endpoint.published)),
     }
     differing = [f"{key} is {is_}, not {want}" for key, (want, is_) in asked.items() if want and want != is_]
     if differing:
@@ -217,6 +225,7 @@ async def _make(cluster: ClusterLike, network: Item, facts: Network, request: At
             mac=mac,
             ifname=request.ifname,
             aliases=tuple(dict.fromkeys(request.aliases)),
+            published=tuple(map(str, parse_all(request.published))),
             created_ms=cluster.wall_ms(),
         )
         attachment = Attachment(
@@ -290,7 +299,7 @@ async def _stand(
         names.vxlan(network.id),
     }
     for op, error in cluster.reconciler.failures().items():
-        if _device(op) in devices:
+        if _device(op) in devices or _guards(op, attachment.host_if):
             with trio.CancelScope(shield=True):
                 await release(cluster, [endpoint_id])
                 await delete_link(cluster, attachment.host_if)
@@ -315,6 +324,13 @@ def _device(op: ops.Op) -> str | None:
         case ops.PutFdb() if op.target.local:
             return op.key.dev
     return None
+
+
+def _guards(op: ops.Op, host_if: str) -> bool:
+    """Tell whether an op is one without which an endpoint could pretend to be another, or is not published."""
+    if isinstance(op, ops.PutElement):
+        return elements.device(op.element) in ("", host_if)
+    return isinstance(op, ops.SetFirewall)
 
 
 def mtu_of(cluster: ClusterLike, network: Item) -> int:

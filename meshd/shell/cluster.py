@@ -262,6 +262,7 @@ class Cluster:
             vxlan_port=self.settings.vxlan.port,
             gossip_port=self._gossip_port,
             aged=self.aged,
+            open_forward=self.settings.firewall.open_forward,
         )
 
     # --- changing -------------------------------------------------------------------------------------------

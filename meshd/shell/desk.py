@@ -11,6 +11,7 @@ import trio
 
 from meshd.errors import Conflict
 from meshd.model import EndpointId, NetworkId
+from meshd.plan.publish import Publication
 
 K = TypeVar("K")
 
@@ -29,6 +30,8 @@ class Desk:
         self._asking: dict[NetworkId, trio.Lock] = {}
         self._hosting: dict[NetworkId, trio.Lock] = {}
         self._closing: set[NetworkId] = set()
+        self.publishing: list[tuple[Publication, ...]] = []
+        """Of endpoints that are being made: shell/publish.py."""
         self.planning = trio.Lock()
         """Held from planning a network to its commit: two networks must not be planned onto one name or prefix."""
 

@@ -10,6 +10,7 @@ import msgspec
 
 from meshd.config import Settings
 from meshd.errors import KernelError
+from meshd.kernel.sockets import Listener
 from meshd.kernel.vxlans import ForeignVxlan
 from meshd.model import (
     Address,
@@ -51,6 +52,14 @@ class KernelLike(Protocol):
 
     def foreign_vxlans(self, cluster_mark: str) -> list[ForeignVxlan]:
         """List VXLAN devices that are not this cluster's. Raises KernelError."""
+        ...
+
+    def listeners(self) -> list[Listener]:
+        """Return which ports the host's own sockets have. Raises KernelError."""
+        ...
+
+    def local_addresses(self) -> set[bytes]:
+        """Return the host's addresses, packed. Raises KernelError."""
         ...
 
 

@@ -62,7 +62,7 @@ def host_end(n):
 def kernel(n, family=4):
     """What host ``n`` should have, its own veth included."""
     other = 1 - n
-    quiet = Port(mcast_flood=False, bcast_flood=False, neigh_suppress=True)
+    quiet = Port(mcast_flood=False, bcast_flood=False, neigh_suppress=True, locked=True)
     desired = Kernel(firewall=FIREWALL, elements=member_elements(VTEPS[family]))
     local = VTEPS[family][n]
     for link in (

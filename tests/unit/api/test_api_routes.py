@@ -323,7 +323,12 @@ async def test_leave_takes_an_empty_body_or_none(body):
             "netns.cookie: expected `int` >= 1",
         ),
         ("/v1/endpoints", WEB | {"aliases": ["ok", "not ok"]}, "aliases[1]: not 1 to 63 of A-Z, a-z, 0-9,"),
-        ("/v1/endpoints", WEB | {"published": ["80:80"]}, "published: unknown field"),
+        (
+            "/v1/endpoints",
+            WEB | {"published": ["80"]},
+            "published: '80' is not of the form [IP:]HOSTPORT:PORT",
+        ),
+        ("/v1/endpoints", WEB | {"publish": ["80:80"]}, "publish: unknown field"),
         ("/v1/endpoints", {"network": "blue"}, "netns: missing"),
     ],
 )

@@ -136,6 +136,10 @@ def test_the_daemon_is_told_which_namespace_it_is_and_what_is_wanted(daemon, mes
         MAC.upper(),
         "--ifname",
         "net1",
+        "--publish",
+        "8080:80",
+        "--publish",
+        "[2001:db8::1]:53:53/udp",
     )
     assert meshctl("attach", "blue", "--netns", path, *flags).exit_code == 0
     (asked,) = daemon.requests
@@ -148,6 +152,7 @@ def test_the_daemon_is_told_which_namespace_it_is_and_what_is_wanted(daemon, mes
     boot_id = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
     assert asked.body == {
         "network": "blue", "name": "web", "aliases": ["w", "www"], "ips": ["10.1.0.2"], "mac": MAC, "ifname": "net1",
+        "published": ["8080:80", "[2001:db8::1]:53:53/udp"],
         "netns": {"cookie": int(inside.stdout), "boot_id": boot_id, "path": path},
     }  # fmt: skip
 
@@ -157,7 +162,7 @@ def test_the_default_network_is_bridge_and_nothing_is_said_that_was_not_asked(da
     assert meshctl("attach", "--netns", pair.netns).exit_code == 0
     body = daemon.requests[0].body
     assert {key: value for key, value in body.items() if key != "netns"} == {
-        "network": "bridge", "aliases": [], "ips": [], "ifname": "eth0"
+        "network": "bridge", "aliases": [], "ips": [], "ifname": "eth0", "published": []
     }  # fmt: skip
 
 

@@ -79,6 +79,11 @@ WRONG = [
         "--ifname: 'a-name-too-long-' cannot be an interface's name: 1 to 15 bytes, no /, : or space",
         "meshctl attach --help",
     ),
+    (
+        ["attach", "blue", "--pid", "1", "--publish", "80"],
+        "--publish: '80' is not [IP:]HOSTPORT:PORT[/tcp|udp|sctp], e.g. 8080:80 or [2001:db8::1]:53:53/udp",
+        "meshctl attach --help",
+    ),
     (["attach", "--pid", "0"], "--pid: 0 is not in the range x>=1", "meshctl attach --help"),
     (["detach"], "missing argument: NETWORK", "meshctl detach --help"),
     (["detach", "blue"], "missing option: --netns or --pid or --endpoint", "meshctl detach --help"),
@@ -134,7 +139,7 @@ def test_the_help_of_the_root_names_every_command(meshctl):
 
 def test_there_are_no_flags_without_code_behind_them(meshctl):
     offered = meshctl("network", "create", "--help").stdout + meshctl("attach", "--help").stdout
-    for absent in ("--parent", "--mode", "--publish"):
+    for absent in ("--parent", "--mode"):
         assert absent not in offered
 
 

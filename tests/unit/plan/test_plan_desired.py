@@ -49,7 +49,12 @@ def test_one_overlay_on_two_hosts_is_exactly_this():
                 mac=names.vtep_mac(BLUE, A),
                 master=bridge,
                 port=Port(
-                    learning=False, flood=False, mcast_flood=False, bcast_flood=False, neigh_suppress=True
+                    learning=False,
+                    flood=False,
+                    mcast_flood=False,
+                    bcast_flood=False,
+                    neigh_suppress=True,
+                    locked=True,
                 ),
                 vxlan=Vxlan(5001, bytes([192, 0, 2, 1]), 4789),
             ),

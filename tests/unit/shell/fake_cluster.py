@@ -46,9 +46,17 @@ class FakeKernel:
         self.fail_create = None
         self.fail_delete = None
         self.vxlans = []
+        self.sockets = []
+        self.addresses = {bytes((192, 0, 2, 1))}
 
     def foreign_vxlans(self, cluster_mark):
         return self.vxlans
+
+    def listeners(self):
+        return list(self.sockets)
+
+    def local_addresses(self):
+        return set(self.addresses)
 
     def create_veth(self, link, peer, peer_mac, peer_mtu):
         if self.fail_create:

@@ -1,0 +1,93 @@
+"""May an endpoint's ports be published? Decides what stands against it: a network from which nothing leads out, an
+address that is not this host's, another endpoint's publication, a socket of the host's own. All of it is told before
+anything is made. What a publication says is plan/publish.py's business, where it leads plan/firewall.py's.
+"""
+
+import ipaddress
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+from meshd.errors import BadRequest, Conflict
+from meshd.kernel.sockets import Listener
+from meshd.model import Item, text_ip
+from meshd.plan.elements import PROTOCOLS
+from meshd.plan.publish import Publication
+from meshd.shell import networks
+from meshd.shell.usecase import ClusterLike
+
+_NAMES = {number: name for name, number in PROTOCOLS.items()}
+
+
+async def check(cluster: ClusterLike, network: Item, wanted: Sequence[Publication]) -> None:
+    """Raise BadRequest or Conflict where the host itself stands against it, KernelError."""
+    if not wanted:
+        return
+    facts = networks.facts(network)
+    if facts.internal:
+        raise BadRequest(
+            f"published: network {facts.name} is internal: nothing leads into it",
+            "attach to another network as well",
+        )
+    served = {ipaddress.ip_network(subnet.cidr).version for subnet in facts.subnets}
+    for one in wanted:
+        if one.family and one.family not in served:
+            raise BadRequest(f"published: {one}: network {facts.name} has no IPv{one.family} subnet")
+    ask = cluster.reconciler.in_kernel_thread
+    local = await ask(cluster.kernel.local_addresses)
+    for one in wanted:
+        if (
+            one.address is not None
+            and not ipaddress.ip_address(one.address).is_loopback
+            and one.address not in local
+        ):
+            raise BadRequest(
+                f"published: {text_ip(one.address)} is not an address of this host",
+                "ip address lists what it has",
+            )
+    for listener in await ask(cluster.kernel.listeners):
+        for one in wanted:
+            if _takes(listener, one):
+                raise Conflict(
+                    f"published: port {listener.port}/{_NAMES[one.protocol]} of this host is taken by a socket of uid "
+                    f"{listener.uid} on {text_ip(listener.address) if listener.address else 'every address'}",
+                    "choose another host port, or stop that service: ss -lntup names it",
+                )
+
+
+def _takes(listener: Listener, one: Publication) -> bool:
+    if listener.protocol != one.protocol or not one.first <= listener.port < one.first + one.count:
+        return False
+    if not set(listener.families) & set(one.families()):
+        return False
+    return listener.address is None or one.address is None or listener.address == one.address
+
+
+@contextmanager
+def reserved(cluster: ClusterLike, wanted: Sequence[Publication]) -> Iterator[None]:
+    """Keep others from publishing the same while an endpoint is made. Raises Conflict naming who has it."""
+    for endpoint in cluster.endpoints.values():
+        if endpoint.host == cluster.me and endpoint.published:
+            held = [Publication.parse(text) for text in endpoint.published]
+            _refuse(wanted, held, f"endpoint {endpoint.name}")
+    _refuse(
+        wanted,
+        [one for held in cluster.desk.publishing for one in held],
+        "an endpoint that is being attached",
+    )
+    mine = tuple(wanted)
+    cluster.desk.publishing.append(mine)
+    try:
+        yield
+    finally:
+        cluster.desk.publishing.remove(mine)
+
+
+def _refuse(wanted: Sequence[Publication], held: Sequence[Publication], holder: str) -> None:
+    for one in wanted:
+        for other in held:
+            port = one.clash(other)
+            if port is not None:
+                raise Conflict(
+                    f"published: port {port}/{_NAMES[one.protocol]} of this host is {holder}'s already ({other})",
+                    "choose another host port, or detach that endpoint",
+                )
