@@ -66,7 +66,7 @@ def _addresses(link: netlink.Netlink, devices: Mapping[int, linkdump.Seen], foun
     told = any(address.protocol is not None for address in everything)
     for address in everything:
         device = devices.get(address.ifindex)
-        if device is None or address.scope == addresses.SCOPE_LINK:
+        if device is None or (address.scope == addresses.SCOPE_LINK and address.protocol != ROUTE_PROTOCOL):
             continue
         has_ours = device.kind == "bridge" or device.name.startswith(names.HOST)
         if has_ours and (not told or address.protocol == ROUTE_PROTOCOL):

@@ -46,6 +46,9 @@ VXLAN_PORT_FOR_ALL = Port(learning=False, flood=False, neigh_suppress=True, lock
 rows know."""
 
 CONTAINER_PORT = Port()
+LINK_LOCAL_PREFIX = 64
+"""Bits (RFC 4291) of the address that a device of ours has where packets are forwarded to it over IPv6: without one the
+kernel solicits nobody for what it forwards (net/ipv6/ndisc.c, ndisc_send_ns)."""
 
 WHY_NETWORK_UNKNOWN = "network unknown yet: its record has not arrived; what is there stays"
 WHY_ME_UNKNOWN = "this host's own VXLAN address is not known yet; what is there stays"
@@ -207,7 +210,10 @@ def _devices(
         if subnet.gateway and not network.internal:
             prefix = ipaddress.ip_network(subnet.cidr)
             bits = prefix.max_prefixlen if host else prefix.prefixlen
-            kernel.addrs.add(Addr(bridge, ipaddress.ip_address(subnet.gateway).packed, bits))
+            gateway = ipaddress.ip_address(subnet.gateway).packed
+            kernel.addrs.add(Addr(bridge, gateway, bits))
+            if len(gateway) == 16:
+                kernel.addrs.add(Addr(bridge, firewall.link_local(mac), LINK_LOCAL_PREFIX))
     if network.driver == "overlay":
         name = names.vxlan(network_id)
         kernel.links[name] = Link(
@@ -245,6 +251,8 @@ def _host_end(kernel: Kernel, view: View, id_: EndpointId, endpoint: Endpoint, n
         )
         for ip in endpoint.ips:
             kernel.addrs.add(Addr(far, ip, _prefixlen(network, ip)))
+            if len(ip) == 16:
+                kernel.addrs.add(Addr(far, firewall.link_local(endpoint.mac), LINK_LOCAL_PREFIX))
     kernel.fdb[FdbKey(attachment.host_if, endpoint.mac, "master")] = FdbTarget(local=True)
     if not is_host:  # nobody but the host sends by its own port, and that also what it forwards
         kernel.elements.update(firewall.port_elements(attachment.host_if, endpoint))

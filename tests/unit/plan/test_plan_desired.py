@@ -6,6 +6,7 @@ import pytest
 from meshd.model import Network, Subnet
 from meshd.plan import names
 from meshd.plan.desired import View, desired, desired_network, desired_parts, member_elements
+from meshd.plan.firewall import link_local
 from meshd.plan.objects import Addr, FdbKey, FdbTarget, Kernel, Link, NeighKey, Nexthop, Port, Vxlan
 from tests.plan_world import (
     BLUE,
@@ -105,6 +106,7 @@ def test_an_endpoint_with_two_families_has_a_neighbour_for_each():
     assert kernel.addrs == {
         Addr("mo11111111", ip4("10.1.0.1"), 20),
         Addr("mo11111111", bytes.fromhex("fd00" + "00" * 13 + "01"), 64),
+        Addr("mo11111111", link_local(names.gateway_mac(BLUE)), 64),  # else the kernel solicits nobody
     }
     assert sum(key.where == "self" for key in kernel.fdb) == 1
 
