@@ -90,21 +90,30 @@ class Firewall:
         Where the kernel refuses, because the tables are not what they were, they are made anew. Raises KernelError
         if that fails too.
         """
-        after = {key: data for key, data in self._elements.items() if key not in deletes} | dict(puts)
-        gone = {key: b"" for key in deletes if key in self._elements}
-        gone |= {key: b"" for key, data in puts.items() if self._elements.get(key, data) != data}
-        new = {key: data for key, data in puts.items() if self._elements.get(key) != data}
+        have = self._elements
+        gone = {key: b"" for key in deletes if key in have}
+        gone |= {key: b"" for key, data in puts.items() if have.get(key, data) != data}
+        new = {key: data for key, data in puts.items() if have.get(key) != data}
         messages = [*nftelements.delete(TABLE, gone), *nftelements.put(TABLE, new)]
         link = self._socket()
         if not messages or link is None:
             return
         before, known = self.generation(), self._generation
-        if any(link.atomically(messages, nftelements.begin(), nftelements.end())):
-            self._replace(self._text, after)
-            return
-        self._elements = after
+        refused = link.atomically(messages, nftelements.begin(), nftelements.end())
+        for key in gone:
+            del have[key]
+        have.update(new)
+        if refused and not self._text:  # seen to be gone: the comparison that this leads to makes them anew
+            raise KernelError("the firewall's tables are gone", errno=errno.ENOENT, words=refused[0].words)
+        if refused:
+            self._replace(self._text, have)
+        else:
+            self._note_generation(before if before == known else None, commits=1)
+
+    def _note_generation(self, before: int | None, *, commits: int) -> None:
+        """Take the tables for known if nobody but us has committed anything since generation ``before``."""
         now = self.generation()
-        alone = before is not None and before == known and now == before % 0xFFFFFFFF + 1
+        alone = before is not None and now is not None and (now - before) % (1 << 32) == commits
         self._generation = now if alone else None
 
     def generation(self) -> int | None:
@@ -120,7 +129,7 @@ class Firewall:
         return int.from_bytes(said.get(NFTA_GEN_ID, b""), "big")
 
     def _replace(self, text: str, elements: Elements) -> None:
-        self._generation = None
+        before, self._generation = self.generation(), None
         families = dict.fromkeys([*self._families(), *_TABLES.findall(text)])
         # Adding first makes the delete succeed where there is none; in one transaction nobody sees the gap.
         clear = "".join(f"table {family} {TABLE}\ndelete table {family} {TABLE}\n" for family in families)
@@ -132,7 +141,7 @@ class Firewall:
             seal = f"seal_{_hash(text)}_{listing}"
             nfttool.run(self._echoes, ["add", "chain", next(iter(families)), TABLE, seal])
         self._text, self._elements = text, elements
-        self.current()
+        self._note_generation(before, commits=2 if families else 1)
 
     def _socket(self) -> netlink.Netlink | None:
         """Open the nfnetlink socket on first use; None where the kernel has no nfnetlink."""

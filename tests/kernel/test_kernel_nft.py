@@ -143,6 +143,16 @@ def test_a_change_that_meets_damage_makes_the_tables_anew(host, damage):
     assert host.call(host.firewall.current) == (TEXT, {PORT: LEADS, **member_elements([SECOND])})
 
 
+def test_a_change_of_tables_that_are_known_to_be_gone_is_refused(host):
+    host.call(host.firewall.set, TEXT, MEMBERS)
+    host.run("nft", "flush", "ruleset")
+    assert host.call(host.firewall.current) == ("", {})
+    with pytest.raises(KernelError, match="tables are gone"):
+        host.call(host.firewall.change, {PORT: LEADS}, {})
+    host.call(host.firewall.set, TEXT, ELEMENTS)
+    assert host.call(restarted(host).current, TEXT) == (TEXT, ELEMENTS)
+
+
 def messages_of_group(sock):
     """Count the notifications of nf_tables by kind."""
     found = []

@@ -27,8 +27,20 @@ from meshd.kernel.namespace import Namespace
 from meshd.kernel.watch import Overrun, Watch
 from meshd.model import text_ip
 from meshd.plan import names
+from meshd.plan.elements import element
 from meshd.plan.objects import Addr, FdbKey, FdbTarget, NeighKey
-from meshd.plan.ops import DelAddr, DelFdb, DelLink, DelNeigh, DelNexthop, PutFdb, PutNeigh, SetFirewall
+from meshd.plan.ops import (
+    DelAddr,
+    DelElement,
+    DelFdb,
+    DelLink,
+    DelNeigh,
+    DelNexthop,
+    PutElement,
+    PutFdb,
+    PutNeigh,
+    SetFirewall,
+)
 
 PEER = names.peer(ENDPOINTS[0])
 SENTINEL = "sentinel0"
@@ -96,6 +108,11 @@ OTHERS = {
     "ip nexthop del id {group}": [("nexthop", "", True)],
     "nft flush table inet meshd": [("firewall", "", False)],
     "nft add element inet meshd members4 {{ 192.0.2.7 }}": [("firewall", "", False)],
+    "nft delete table bridge meshd": [("firewall", "", False)],
+    "nft add chain ip other forward {{ type filter hook forward priority 0; policy drop; }}": [
+        ("firewall", "", False)
+    ],
+    "nft add chain ip other DOCKER-USER": [("firewall", "", False)],
     "ip link set {vxlan} mtu 1300": [("link", VXLAN, False)],
     "ip link set {vxlan} down": [("link", VXLAN, False)],
     "ip link set {vxlan} nomaster": [("link", VXLAN, False)],
@@ -118,6 +135,7 @@ def test_what_somebody_else_does_is_told(host, line):
         vxlan=VXLAN, bridge=BRIDGE, veth=host_end(0).name, remote=mac(1).hex(":"), local=mac(0).hex(":"),
         nexthop=nexthop_id(1), group=group_id(1),
     )  # fmt: skip
+    host.run("nft", "add", "table", "ip", "other")
     found = observe(host, lambda: host.run(*filled.split()))
     told = [(event.what, event.name, event.gone) for event in found]
     for expected in OTHERS[line]:
@@ -168,6 +186,8 @@ def own_deeds(host):
         lambda: host.kernel.apply([DelAddr(Addr(BRIDGE, ip("10.77.0.1"), 24))]),
         lambda: host.kernel.apply([DelNexthop(group_id(1)), DelNexthop(nexthop_id(1))]),
         lambda: host.kernel.apply([SetFirewall(desired.firewall + "# again\n")]),
+        lambda: host.kernel.apply([PutElement(element("members4", ip("192.0.2.9")), b"")]),
+        lambda: host.kernel.apply([DelElement(element("members4", ip("192.0.2.9")))]),
         lambda: host.kernel.apply([SetFirewall("")]),
         lambda: host.kernel.delete_link(veth.name),
         lambda: host.kernel.create_veth(veth, PEER, mac(0), MTU),
