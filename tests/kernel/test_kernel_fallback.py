@@ -6,9 +6,9 @@ import pytest
 
 from meshd.kernel.namespace import Namespace
 from meshd.model import Attachment
-from meshd.plan import names
+from meshd.plan import elements, names
 from meshd.plan.desired import desired
-from meshd.plan.ops import PutFdb, PutNexthop
+from meshd.plan.ops import DelElement, PutElement, PutFdb, PutNexthop
 from meshd.plan.shadow import Shadow
 from tests.plan_world import BLUE, MARK, OVERLAY, A, B, World, facts, id_of, ip4
 
@@ -108,9 +108,14 @@ def test_rows_that_name_an_address_carry_the_traffic_and_a_new_address_rewrites_
     world.hosts[B] = facts(ip4("192.0.2.22"))
     todo, refused = here.change()
     assert refused == []
-    assert [type(op) for op in todo] == [PutFdb] * (1 + len(MORE))
+    members = {elements.element("members4", ip4(f"192.0.2.{n}")) for n in (2, 22)}
+    of_tables = [op for op in todo if isinstance(op, (PutElement, DelElement))]
+    assert {op.element for op in of_tables} == members
+    assert [type(op) for op in todo if op not in of_tables] == [PutFdb] * (1 + len(MORE))
     todo, refused = there.change()
-    assert (len(todo), refused) == (1, [])  # its device's own address
+    assert refused == []
+    assert {op.element for op in todo if isinstance(op, (PutElement, DelElement))} == members
+    assert len(todo) == 1 + len(members)  # its device's own address
     assert set(targets(here).values()) == {"192.0.2.22"}
     assert reaches(container)
     for host in (here, there):
