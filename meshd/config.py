@@ -193,6 +193,12 @@ LAG_WINDOW_S = 60.0  # the worst of this long is what `status` shows
 HOUSEKEEPING_S = 5.0  # how often vanished links and tombstones are looked at
 UNDERLAY_CHECK_S = 30.0  # how often the underlay's address, MTU and routes are read anew, without any event
 UNDERLAY_RETRY_S = 1.0  # while this host has no usable address; a default route that returns makes no event
+LAN_PROBES = 3  # RFC 5227's PROBE_NUM: so often the LAN is asked who has an address before it is used
+LAN_PROBE_WAIT_S = (
+    0.1  # between two; RFC 5227 waits 1 to 2 s, for hosts that boot all at once. A LAN answers in ms
+)
+LAN_PROBE_POLL_S = 0.02  # how often the answer is looked for
+LAN_STRANGERS_MAX = 8  # addresses that somebody else has which one attach passes over
 LEAVE_LINGER_S = 1.0  # a leaving daemon stays this long so that its good-bye spreads
 
 # --- this process (daemon.py) ----------------------------------------------------------------------------

@@ -7,7 +7,8 @@ import click
 from meshctl.client import Client
 from meshctl.group import Group
 from meshctl.output import Invocation
-from meshctl.params import CIDR, DRIVERS, IP, KEY_VALUE, WORD
+from meshctl.params import CIDR, DRIVERS, IP, KEY_VALUE, ON_THE_LAN, WORD
+from meshctl.report import warn
 from meshctl.table import moment, pairs, table
 
 HEAD = ("NAME", "DRIVER", "SCOPE", "VNI", "SUBNETS", "GATEWAYS", "MTU", "INTERNAL", "ENDPOINTS")
@@ -35,15 +36,24 @@ def network() -> None:
 @click.option("--broadcast", is_flag=True, help="Carry broadcast and multicast to all endpoints.")
 @click.option("--mtu", type=click.IntRange(1, 65535), help="Bytes.  [default: what the underlay carries]")
 @click.option("--vni", type=click.IntRange(1, 2**24 - 1), help="VXLAN network identifier.  [default: drawn]")
+@click.option("--parent", help="The LAN's interface (macvlan, ipvlan).  [default: the default route's]")
+@click.option("--mode", help="macvlan: bridge, private, vepa, passthru; ipvlan: l2, l3, l3s.")
 @click.option("--opt", "options", type=KEY_VALUE, multiple=True, help="Driver option.")
 @click.option(
     "--label", "labels", type=KEY_VALUE, multiple=True, help="For people and programs; meshd ignores it."
 )
 @click.pass_obj
 def create(invocation: Invocation, /, **wanted: Any) -> None:
-    """Create the network NAME: an overlay for the cluster, or a bridge on this host."""
+    """Create the network NAME: an overlay for the cluster, a bridge on this host, or one that is the LAN itself."""
     wanted.update(options=dict(wanted["options"]), labels=dict(wanted["labels"]))
+    for flag in ("parent", "mode"):
+        if wanted[flag] is None:
+            del wanted[flag]
     _, made = Client(invocation.socket).post("networks", body=wanted)
+    if wanted["driver"] in ON_THE_LAN:
+        warn(
+            f"a host and its own endpoints on {wanted['name']} do not reach each other: the kernel keeps them apart"
+        )
     invocation.emit(made, lambda: _rows([made]))
 
 

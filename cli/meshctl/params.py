@@ -13,7 +13,8 @@ MAC_ADDRESS = re.compile(r"[0-9a-fA-F]{2}(:[0-9a-fA-F]{2}){5}")
 PUBLISH = re.compile(
     r"((\[[0-9a-fA-F:.]+\]|[0-9.]+):)?[0-9]{1,5}(-[0-9]{1,5})?:[0-9]{1,5}(-[0-9]{1,5})?(/(tcp|udp|sctp))?"
 )
-DRIVERS = ("overlay", "bridge")
+ON_THE_LAN = ("macvlan", "ipvlan")
+DRIVERS = ("overlay", "bridge", *ON_THE_LAN)
 
 
 if TYPE_CHECKING:  # a generic class only since click 8.4

@@ -81,15 +81,17 @@ class EndpointShape(msgspec.Struct, frozen=True):
 
 
 class RouteShape(msgspec.Struct, frozen=True):
-    """A route the caller sets: ``dst`` "default", ``via`` an address whose family says which."""
+    """A route the caller sets: ``dst`` "default" by way of ``via``, whose family says which; or a prefix, and
+    ``via`` null for what the device itself reaches."""
 
     dst: str
-    via: str
+    via: str | None
 
 
 class PlumbShape(msgspec.Struct, frozen=True):
     """What the caller does in the namespace: take ``link`` there, call it ``ifname``, and so on. ``existing``:
-    the endpoint was attached before; if ``link`` is gone from the host's namespace it is plumbed already."""
+    the endpoint was attached before; if ``link`` is gone from the host's namespace it is plumbed already.
+    ``warnings``: what works badly or surprises, a line each, for people."""
 
     link: str
     ifname: str
@@ -99,6 +101,7 @@ class PlumbShape(msgspec.Struct, frozen=True):
     routes: list[RouteShape]
     ipv6: bool
     existing: bool
+    warnings: list[str] = []
 
 
 class AttachedShape(EndpointShape, frozen=True):

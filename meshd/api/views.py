@@ -25,11 +25,12 @@ from meshd.api.shapes import (
     StatusShape,
     TokenShape,
 )
-from meshd.model import Endpoint, EndpointId, Item, NetworkId, text_id, text_ip, text_mac
+from meshd.model import Endpoint, EndpointId, Item, Network, NetworkId, text_id, text_ip, text_mac
 from meshd.plan.objects import Finding
 from meshd.shell import networks
 from meshd.shell.attach import Attached, mtu_of
 from meshd.shell.usecase import ClusterLike
+from meshd.state.lan import LAN_DRIVERS, ROUTED_MODES, mode_of
 from meshd.state.layout import IndexSpace
 from meshd.swim.members import Member, State
 
@@ -199,19 +200,30 @@ class EndpointView:
         return [f"{text_ip(ip)}/{lengths.get(4 if len(ip) == 4 else 6, len(ip) * 8)}" for ip in endpoint.ips]
 
     def _plumb(self, found: Attached) -> PlumbShape:
-        """Say what the caller has to do. An internal network has no way out, hence no default route."""
+        """Say what the caller has to do."""
         body = networks.facts(found.network)
-        routes = [] if body.internal else [RouteShape("default", subnet.gateway) for subnet in body.subnets]
         return PlumbShape(
             link=found.attachment.peer_if,
             ifname=found.attachment.ifname,
             mac=text_mac(found.endpoint.mac),
             mtu=mtu_of(self._cluster, found.network),
             addresses=self._ips(found.endpoint),
-            routes=routes,
+            routes=default_routes(body),
             ipv6=any(len(ip) > 4 for ip in found.endpoint.ips),
             existing=not found.created,
+            warnings=list(found.warnings),
         )
+
+
+def default_routes(network: Network) -> list[RouteShape]:
+    """Give the way out, if a network is one: an internal network has none. Where there is no ARP, the device itself
+    is the way."""
+    if network.internal or network.options.get("default-route") == "no":
+        return []
+    if network.driver in LAN_DRIVERS and mode_of(network) in ROUTED_MODES:
+        families = {":" in subnet.cidr for subnet in network.subnets}
+        return [RouteShape("::/0" if v6 else "0.0.0.0/0", None) for v6 in sorted(families)]
+    return [RouteShape("default", subnet.gateway) for subnet in network.subnets]
 
 
 class EndpointFilter:

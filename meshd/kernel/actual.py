@@ -8,9 +8,12 @@ a device (its own MAC, multicast, neighbours it learns) is nobody's and left out
 
 from collections.abc import Mapping
 
+import msgspec
+
 from meshd.config import NEXTHOP_BASE, ROUTE_PROTOCOL
 from meshd.kernel import addresses, linkdump, netlink, nexthops, rows
 from meshd.kernel.gates import Gates
+from meshd.kernel.guests import Guests
 from meshd.kernel.links import marked
 from meshd.kernel.nft import Firewall
 from meshd.model import text_ip, text_mac
@@ -21,11 +24,24 @@ _NEXTHOPS = range(NEXTHOP_BASE, NEXTHOP_BASE + 2 * names.NEXTHOP_SLOTS)
 _FAMILIES = (2, 10)  # AF_INET, AF_INET6
 
 
-def dump(link: netlink.Netlink, firewall: Firewall, gates: Gates, mark: str, text: str = "") -> Dump:
+def dump(
+    link: netlink.Netlink,
+    firewall: Firewall,
+    gates: Gates,
+    mark: str,
+    text: str = "",
+    guests: Guests | None = None,
+) -> Dump:
     """Read everything. ``mark``: names.cluster_mark; ``text``: the firewall that should be there, which lets
     a restarted daemon recognise its own (nft.py). Raises KernelError."""
     found = Dump(ours=Kernel())
     devices = _links(link, mark, found)
+    if guests is not None:
+        # After our own namespace: what is being moved meanwhile is then seen in one of the two.
+        for seen in guests.look(lambda seen: guest_name(seen, mark)):
+            value = linkdump.to_guest(seen, mark)
+            if value is not None:
+                found.ours.links[value.name] = value
     _addresses(link, devices, found)
     _nexthops(link, found)
     _fdb(link, devices, found)
@@ -33,6 +49,12 @@ def dump(link: netlink.Netlink, firewall: Firewall, gates: Gates, mark: str, tex
     found.ours.firewall, found.ours.elements = firewall.current(text)
     found.ours.gates = gates.read()
     return found
+
+
+def guest_name(seen: linkdump.Seen, mark: str) -> str | None:
+    """Return what plans call a guest, None for what is none of this cluster's."""
+    value = linkdump.to_guest(seen, mark)
+    return None if value is None else value.name
 
 
 def _foreign(found: Dump, kind: str, what: str, why: str) -> None:
@@ -47,8 +69,12 @@ def _links(link: netlink.Netlink, mark: str, found: Dump) -> dict[int, linkdump.
     for seen in everything:
         if names.alias_network(seen.alias, mark) is None:
             continue
-        value = linkdump.to_link(seen, by_index.get(seen.master))
-        if value is not None:
+        value = linkdump.to_guest(seen, mark) or linkdump.to_link(seen, by_index.get(seen.master))
+        if value is not None and value.name != seen.name:  # one not moved yet is to be found and deleted here
+            value = msgspec.structs.replace(value, name=seen.name)
+        if seen.kind == "vlan":
+            ours[seen.ifindex] = seen  # made by attach and deleted with its last user: shell/lan.py
+        elif value is not None:
             ours[seen.ifindex] = seen
             found.ours.links[seen.name] = value
     for seen in everything:

@@ -6,11 +6,11 @@ Attribute numbers: linux/if_link.h.
 
 import struct
 from collections.abc import Iterable
-from typing import Literal, NamedTuple, cast
+from typing import NamedTuple, cast
 
 from meshd.kernel import frames
 from meshd.plan import names
-from meshd.plan.objects import Link, Port, Vxlan
+from meshd.plan.objects import GUEST_KINDS, Link, LinkKind, Port, Vxlan, guest
 
 RTM_NEWLINK, RTM_DELLINK, RTM_GETLINK = 16, 17, 18
 IFF_UP = 0x1
@@ -23,7 +23,8 @@ IPV4_DEVCONF_ROUTE_LOCALNET = 26  # linux/ip.h; the dump's array starts with num
 NARROW = {8: 2, 18: 2, 19: 1}
 """plan.objects.Link.narrow in the kernel's terms, IPV4_DEVCONF_* -> value: loose rp_filter, since answers take the
 other of two devices; arp_announce and arp_ignore, since Linux answers for every address it has on any device."""
-OUR_KINDS = ("bridge", "vxlan", "veth")
+
+OUR_KINDS = ("bridge", "vxlan", "veth", "macvlan", "ipvlan")
 
 IFINFOMSG = struct.Struct("=BxHiII")  # family, device type, ifindex, flags, change
 _BODY = frames.HEADER_BYTES + IFINFOMSG.size
@@ -113,6 +114,13 @@ def parse_port(chunk: bytes, start: int, end: int) -> tuple[int, dict[int, bytes
     return index, _nested(frames.attributes(chunk, start + _BODY, end).get(IFLA_PROTINFO))
 
 
+def to_guest(seen: Seen, mark: str) -> Link | None:
+    """Say that an endpoint's macvlan or ipvlan device is there; None for all others. Its name here and there is
+    the container's business, so the mark tells whose it is."""
+    endpoint = names.alias_endpoint(seen.alias, mark) if seen.kind in GUEST_KINDS else None
+    return None if endpoint is None else guest(names.guest(endpoint), cast("LinkKind", seen.kind), seen.alias)
+
+
 def to_link(seen: Seen, master: str | None) -> Link | None:
     """Say it in plan.objects' terms; None for a kind that is never ours. ``master``: name of the device
     that it is a port of."""
@@ -128,7 +136,7 @@ def to_link(seen: Seen, master: str | None) -> Link | None:
         vxlan = Vxlan(vni=number(seen.data.get(IFLA_VXLAN_ID)), local=local, port=udp_port)
     return Link(
         name=seen.name,
-        kind=cast("Literal['bridge', 'vxlan', 'veth']", seen.kind),
+        kind=cast("LinkKind", seen.kind),
         alias=seen.alias,
         mtu=seen.mtu,
         mac=seen.mac,

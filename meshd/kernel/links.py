@@ -14,9 +14,10 @@ import msgspec
 from meshd.errors import KernelError
 from meshd.kernel import linkdump, linkwrite, netlink
 from meshd.kernel.echoes import Echoes
+from meshd.kernel.guests import Guests
 from meshd.kernel.linkdump import Seen
 from meshd.plan import names
-from meshd.plan.objects import Link
+from meshd.plan.objects import GUEST_KINDS, Link
 
 _UNKNOWN_ATTRIBUTE = (errno.EINVAL, errno.EOPNOTSUPP, errno.ERANGE)
 
@@ -40,8 +41,9 @@ def must_remake(want: Link, have: Link) -> str | None:
 class Links:
     """The devices of one namespace, through one request socket."""
 
-    def __init__(self, link: netlink.Netlink, echoes: Echoes) -> None:
+    def __init__(self, link: netlink.Netlink, echoes: Echoes, guests: Guests | None = None) -> None:
         self._netlink = link
+        self._guests = guests
         self._echoes = echoes
         # Without IPv6 in the kernel the attribute is refused; every namespace has a loopback device to ask.
         self._inet6 = self._get(["lo"]).get("lo", _NOTHING).inet6
@@ -85,6 +87,8 @@ class Links:
         for i, name in enumerate(wanted):
             seen = found.get(name)
             if seen is None:
+                if self._guests is not None and name.startswith(names.GUEST):
+                    outcome[i] = self._guests.delete(name, _guest_name)
                 continue
             if not marked(seen):
                 outcome[i] = _foreign(name)
@@ -185,6 +189,12 @@ class Links:
 def marked(seen: Seen) -> bool:
     """Tell whether a device carries our mark, of whichever cluster."""
     return seen.alias.startswith(f"{names.MARK}:")
+
+
+def _guest_name(seen: Seen) -> str | None:
+    """Return what plans call a guest, of whichever cluster."""
+    endpoint = names.alias_endpoint(seen.alias, seen.alias.split(":")[1]) if marked(seen) else None
+    return None if endpoint is None or seen.kind not in GUEST_KINDS else names.guest(endpoint)
 
 
 def _objection(link: Link, seen: Seen | None) -> KernelError | None:

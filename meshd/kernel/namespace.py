@@ -22,6 +22,8 @@ from meshd.kernel import (
 from meshd.kernel.apply import Applier, Failures
 from meshd.kernel.echoes import Echoes
 from meshd.kernel.gates import Gates
+from meshd.kernel.guests import Guests
+from meshd.kernel.lan import Lan
 from meshd.kernel.links import Links
 from meshd.kernel.nft import Firewall
 from meshd.kernel.underlay import Underlay
@@ -33,7 +35,8 @@ from meshd.plan.ops import Op
 
 
 class Namespace:
-    """``port_id``: the netlink port that the kernel names in notifications of what we caused."""
+    """``port_id``: the netlink port that the kernel names in notifications of what we caused. ``lan``: devices on
+    the LAN itself."""
 
     def __init__(self) -> None:
         try:
@@ -45,7 +48,9 @@ class Namespace:
         self.port_id = self._netlink.port_id
         self._echoes = Echoes()
         self._echoes.port(self.port_id)
-        self._links = Links(self._netlink, self._echoes)
+        self._guests = Guests(self._netlink)
+        self._links = Links(self._netlink, self._echoes, self._guests)
+        self.lan = Lan(self._netlink, self._guests)
         self._firewall = Firewall(self._echoes)
         self._gates = Gates(self._echoes, self._firewall.generation)
         self._applier = Applier(self._netlink, self._links, self._firewall, self._gates, self._echoes)
@@ -65,7 +70,7 @@ class Namespace:
     def dump(self, cluster_mark: str, firewall: str = "") -> Dump:
         """Read what is ours and what is foreign. ``cluster_mark``: names.cluster_mark; ``firewall``: the text
         that the table should have been set from. Raises KernelError."""
-        return actual.dump(self._netlink, self._firewall, self._gates, cluster_mark, firewall)
+        return actual.dump(self._netlink, self._firewall, self._gates, cluster_mark, firewall, self._guests)
 
     def apply(self, ops: Sequence[Op]) -> Failures:
         """Carry out ops in order; return those that failed. Raises KernelError if nothing can be asked."""

@@ -33,7 +33,9 @@ class Underlay(msgspec.Struct, frozen=True):
     routes: tuple[str, ...]
 
 
-class _Route(NamedTuple):
+class Route(NamedTuple):
+    """A unicast route of the main table. ``devices``: ifindexes; ``source``: packed, if it prefers one."""
+
     dst: bytes
     prefix: int
     devices: tuple[int, ...]
@@ -46,7 +48,7 @@ def read_underlay(link: netlink.Netlink, bind: str | None) -> Underlay:
     the default route, v4 before v6. Raises ConfigError when no device has it, KernelError."""
     devices = {seen.ifindex: seen for seen in linkdump.parse_all(link.dump(linkdump.dump_request()))}
     held = addresses.parse(link.dump(addresses.dump_request()))
-    routes = {family: _read_routes(link, family) for family in (socket.AF_INET, socket.AF_INET6)}
+    routes = {family: read_routes(link, family) for family in (socket.AF_INET, socket.AF_INET6)}
     if bind is None:
         ip = _default_source(routes[socket.AF_INET], held) or _default_source(routes[socket.AF_INET6], held)
         if ip is None:
@@ -71,7 +73,7 @@ def read_underlay(link: netlink.Netlink, bind: str | None) -> Underlay:
     return Underlay(str(ipaddress.ip_address(ip)), holder.name, mtu, prefixes)
 
 
-def _default_source(routes: Iterable[_Route], held: Iterable[addresses.Seen]) -> bytes | None:
+def _default_source(routes: Iterable[Route], held: Iterable[addresses.Seen]) -> bytes | None:
     """Choose as the kernel does: the default route of least metric, its preferred source or else the first
     global address of its device."""
     for route in sorted((r for r in routes if r.prefix == 0), key=lambda r: r.metric):
@@ -84,7 +86,7 @@ def _default_source(routes: Iterable[_Route], held: Iterable[addresses.Seen]) ->
     return None
 
 
-def _own_prefixes(routes: Iterable[_Route], excluded: set[int]) -> tuple[str, ...]:
+def _own_prefixes(routes: Iterable[Route], excluded: set[int]) -> tuple[str, ...]:
     """List what the host routes itself, without what is everybody's and what is meshd's."""
     networks = {
         ipaddress.ip_network((route.dst, route.prefix), strict=False)
@@ -97,10 +99,10 @@ def _own_prefixes(routes: Iterable[_Route], excluded: set[int]) -> tuple[str, ..
     )
 
 
-def _read_routes(link: netlink.Netlink, family: int) -> list[_Route]:
+def read_routes(link: netlink.Netlink, family: int) -> list[Route]:
     """Dump the main table's unicast routes."""
     body = _RTMSG.pack(family, 0, 0, 0, RT_TABLE_MAIN, 0, 0, 0, 0)
-    found: list[_Route] = []
+    found: list[Route] = []
     for chunk in link.dump(frames.request(RTM_GETROUTE, 0, body)):
         for kind, _, start, end in frames.split(chunk):
             if kind == RTM_NEWROUTE:
@@ -110,7 +112,7 @@ def _read_routes(link: netlink.Netlink, family: int) -> list[_Route]:
     return found
 
 
-def _parse(chunk: bytes, start: int, end: int) -> _Route | None:
+def _parse(chunk: bytes, start: int, end: int) -> Route | None:
     family, prefix, _, _, table, _, _, kind, _ = _RTMSG.unpack_from(chunk, start)
     found = frames.attributes(chunk, start + _RTMSG.size, end)
     if RTA_TABLE in found:
@@ -125,4 +127,4 @@ def _parse(chunk: bytes, start: int, end: int) -> _Route | None:
         paths = paths[max((length + 3) & ~3, _NEXTHOP.size) :]
     metric = struct.unpack("=I", found[RTA_PRIORITY])[0] if RTA_PRIORITY in found else 0
     unspecified = bytes(4 if family == socket.AF_INET else 16)
-    return _Route(found.get(RTA_DST, unspecified), prefix, tuple(devices), metric, found.get(RTA_PREFSRC))
+    return Route(found.get(RTA_DST, unspecified), prefix, tuple(devices), metric, found.get(RTA_PREFSRC))

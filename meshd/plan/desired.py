@@ -9,6 +9,7 @@ address of it; without one there is nothing to route to, and the firewall drops 
 
 import ipaddress
 from collections.abc import Iterable, Mapping
+from typing import cast
 
 import msgspec
 
@@ -18,6 +19,7 @@ from meshd.plan import firewall, names
 from meshd.plan.elements import Elements
 from meshd.plan.objects import (
     GATE_ACCEPTS,
+    GUEST_KINDS,
     Addr,
     FdbKey,
     FdbTarget,
@@ -26,14 +28,16 @@ from meshd.plan.objects import (
     GateState,
     Kernel,
     Link,
+    LinkKind,
     Port,
     Vxlan,
+    guest,
 )
 from meshd.plan.part import Part, add_local, add_remotes
 from meshd.plan.view import View
 
 BRIDGED_DRIVERS = ("overlay", "bridge")
-"""Drivers that have a bridge of ours; the others need nothing programmed here."""
+"""Drivers that have a bridge of ours; the others have only their endpoints' devices."""
 
 VXLAN_PORT = Port(
     learning=False, flood=False, mcast_flood=False, bcast_flood=False, neigh_suppress=True, locked=True
@@ -106,7 +110,8 @@ def merged(view: View, parts: Mapping[NetworkId, Part]) -> Kernel:
 
 def firewall_text(view: View, parts: Mapping[NetworkId, Part]) -> str:
     """Render the tables' rules, "" where no network has a bridge here."""
-    if not any(part.kernel.links for part in parts.values()):
+    links = (link for part in parts.values() for link in part.kernel.links.values())
+    if all(link.kind in GUEST_KINDS for link in links):
         return ""
     return firewall.render(gossip_port=view.gossip_port, vxlan_port=view.vxlan_port)
 
@@ -167,6 +172,9 @@ def network_part(
     if network is None:
         return _unknown(network_id, WHY_NETWORK_UNKNOWN) if local else part
     overlay = network.driver == "overlay"
+    if network.driver in GUEST_KINDS:
+        _guests(part, view, local, network)
+        return part
     if network.driver not in BRIDGED_DRIVERS or (overlay and not local):
         return part
     if overlay and view.me not in view.hosts:
@@ -189,6 +197,17 @@ def network_part(
 def _unknown(network_id: NetworkId, why: str) -> Part:
     finding = Finding("network", f"network {network_id.hex()}", why)
     return Part(network_id, omitted={network_id: finding}, unknown=True)
+
+
+def _guests(part: Part, view: View, local: Iterable[EndpointId], network: Network) -> None:
+    """A macvlan or ipvlan network is the LAN: nothing of it is here but its endpoints' own devices."""
+    for id_ in local:
+        add_local(part, id_, view.endpoints[id_])
+        attachment = view.attachments.get(id_)
+        if attachment is not None:
+            mark = names.guest_alias(view.cluster, part.id, id_)
+            name = attachment.host_if
+            part.kernel.links[name] = guest(name, cast("LinkKind", network.driver), mark)
 
 
 def _devices(

@@ -13,7 +13,7 @@ import msgspec
 
 from meshd.model import text_ip, text_mac
 from meshd.plan import elements, kernels, wording
-from meshd.plan.objects import Dump, FdbKey, Finding, Kernel, Link
+from meshd.plan.objects import GUEST_KINDS, Dump, FdbKey, Finding, Kernel, Link, made_by_attach
 from meshd.plan.ops import (
     DelAddr,
     DelElement,
@@ -36,7 +36,7 @@ from meshd.plan.ops import (
 )
 from meshd.plan.wording import Named
 
-LINK_ORDER = {"bridge": 0, "vxlan": 1, "veth": 2}
+LINK_ORDER = {"bridge": 0, "vxlan": 1, "veth": 2, "macvlan": 3, "ipvlan": 3}
 """A bridge before what is put on it."""
 
 COMPARED_FIELDS = ("kind", "vxlan", "alias", "mtu", "mac", "master", "port", "narrow", "localnet", "up")
@@ -119,7 +119,7 @@ class _Loss:
         self.absent: set[str] = set()
         for name, want in desired.links.items():
             have = actual.links.get(name)
-            if want.kind == "veth" and not want.peer and (have is None or have.kind != "veth"):
+            if made_by_attach(want) and (have is None or have.kind != want.kind):
                 self.absent.add(name)
             elif have is not None:
                 differences = link_differences(want, have)
@@ -145,12 +145,12 @@ def _links(desired: Kernel, actual: Kernel) -> Iterator[Op]:
     for want in sorted(desired.links.values(), key=lambda link: (LINK_ORDER[link.kind], link.name)):
         have = actual.links.get(want.name)
         if have is None:
-            if want.kind != "veth" or want.peer:
+            if not made_by_attach(want):
                 yield PutLink(want)
             continue
         differences = link_differences(want, have)
         fixed = must_remake(want, have)
-        if fixed and want.kind == "veth":
+        if want.kind in GUEST_KINDS or (fixed and want.kind == "veth"):
             continue  # only its endpoint's attach can make one
         if fixed:
             remade.add(want.name)
@@ -270,7 +270,7 @@ def _missing(desired: Kernel, actual: Kernel) -> Iterator[tuple[Named, str]]:
     for name, want in desired.links.items():
         have = actual.links.get(name)
         if have is None:
-            yield wording.link(name), WHY_NO_VETH if want.kind == "veth" and not want.peer else WHY_ABSENT
+            yield wording.link(name), WHY_NO_VETH if made_by_attach(want) else WHY_ABSENT
         elif differences := link_differences(want, have):
             yield wording.link(name), "; ".join(differences.values())
     for addr in sorted(desired.addrs - actual.addrs):

@@ -9,7 +9,7 @@ import hashlib
 from collections.abc import Iterable
 
 from meshd.config import NEXTHOP_BASE
-from meshd.model import EndpointId, HostId, NetworkId
+from meshd.model import ID_BYTES, EndpointId, HostId, NetworkId
 
 MARK = "meshd"
 NAME_HEX = 8
@@ -17,8 +17,8 @@ NAME_HEX = 8
 
 OVERLAY_BRIDGE = BRIDGE = "mo"
 """One beginning for every bridge of ours, so that one pair of rules in somebody else's chain names them all."""
-VXLAN, VETH, PEER, HOST = "mv", "mh", "mp", "mx"
-PREFIXES = (BRIDGE, VXLAN, VETH, PEER, HOST)
+VXLAN, VETH, PEER, HOST, GUEST = "mv", "mh", "mp", "mx", "mu"
+PREFIXES = (BRIDGE, VXLAN, VETH, PEER, HOST, GUEST)
 NEXTHOP_SLOTS = 1 << 23
 GROUP_OFFSET = NEXTHOP_SLOTS
 """A host's group id is its nexthop id plus this: base + [0, 2**23) are nexthops, the next 2**23 groups."""
@@ -52,6 +52,12 @@ def peer(endpoint: EndpointId) -> str:
 def host(network: NetworkId) -> str:
     """Name the device by which the host itself is on an overlay network (--host-access)."""
     return HOST + network.hex()[:NAME_HEX]
+
+
+def guest(endpoint: EndpointId) -> str:
+    """Name an endpoint's macvlan or ipvlan device until the caller has moved and renamed it. In plans it keeps
+    this name wherever it is."""
+    return GUEST + endpoint.hex()[:NAME_HEX]
 
 
 def is_ours(name: str) -> bool:
@@ -94,6 +100,12 @@ def alias(mark: str, network: NetworkId, endpoint: EndpointId = b"") -> str:
     return f"{MARK}:{mark}:{network.hex()}{whose}"
 
 
+def guest_alias(mark: str, network: NetworkId, endpoint: EndpointId) -> str:
+    """Return the IFLA_IFALIAS of a device that goes into a container's namespace: there its name is the
+    container's, so the mark says whose it is."""
+    return f"{alias(mark, network)}:{endpoint.hex()}"
+
+
 def alias_network(text: str, mark: str) -> NetworkId | None:
     """Return the network that an alias names, or None if it is not this cluster's mark."""
     head = f"{MARK}:{mark}:"
@@ -103,6 +115,21 @@ def alias_network(text: str, mark: str) -> NetworkId | None:
         return bytes.fromhex(text[len(head) :].partition(":")[0])
     except ValueError:
         return None
+
+
+def alias_endpoint(text: str, mark: str) -> EndpointId | None:
+    """Return the endpoint that a guest's alias names, or None if it is not one of this cluster."""
+    endpoint = text.rpartition(":")[2]
+    if alias_network(text, mark) is None or text.count(":") != GUEST_ALIAS_COLONS:
+        return None
+    try:
+        found = bytes.fromhex(endpoint)
+    except ValueError:
+        return None
+    return found if len(found) == ID_BYTES else None  # a veth's names the id's beginning only
+
+
+GUEST_ALIAS_COLONS = 3
 
 
 @functools.lru_cache(maxsize=1 << 16)

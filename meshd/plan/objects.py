@@ -34,6 +34,12 @@ class Vxlan(msgspec.Struct, frozen=True):
     port: int
 
 
+LinkKind = Literal["bridge", "vxlan", "veth", "macvlan", "ipvlan"]
+GUEST_KINDS = ("macvlan", "ipvlan")
+ATTACHED_KINDS = ("veth", *GUEST_KINDS)
+"""Devices that only an endpoint's attach makes: a missing one is a finding, not something to create."""
+
+
 class Link(msgspec.Struct, frozen=True):
     """A device. ``mac`` 6 bytes or None (not compared); ``alias`` carries our mark.
 
@@ -41,13 +47,16 @@ class Link(msgspec.Struct, frozen=True):
     with it; a missing one is a finding, not something to create. One whose ``peer`` is named has both its ends in
     this namespace, both ours: it is made like any other device. The kernel is not asked for the peer's name.
 
+    A ``macvlan`` or ``ipvlan`` is a local endpoint's only device and lives in the container's namespace, whose
+    business its settings are: just that it exists is said and compared (``guest``).
+
     ``narrow``: answers ARP for the device's own addresses alone, and takes answers that come another way (arp_ignore
     1, arp_announce 2, rp_filter 2); where it is not wanted, it is not compared. ``localnet``: packets from 127.0.0.0/8
     may be routed to it (route_localnet), which a port published on the loopback address needs.
     """
 
     name: str
-    kind: Literal["bridge", "vxlan", "veth"]
+    kind: LinkKind
     alias: str
     mtu: int
     mac: bytes | None = None
@@ -58,6 +67,17 @@ class Link(msgspec.Struct, frozen=True):
     peer: str | None = None
     narrow: bool = False
     localnet: bool = False
+
+
+def guest(name: str, kind: LinkKind, alias: str) -> Link:
+    """Say that an endpoint's macvlan or ipvlan device is there, in whichever namespace."""
+    return Link(name, kind, alias, mtu=0)
+
+
+def made_by_attach(link: Link) -> bool:
+    """Tell whether only an endpoint's attach can make the device: a missing one is a finding, not something to
+    create."""
+    return link.kind in ATTACHED_KINDS and not link.peer
 
 
 class Addr(msgspec.Struct, frozen=True, order=True, gc=False):

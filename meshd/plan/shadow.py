@@ -25,7 +25,7 @@ from meshd.plan.desired import (
 from meshd.plan.diff import diff, findings
 from meshd.plan.elements import Elements
 from meshd.plan.fight import Fights
-from meshd.plan.objects import Dump, Finding, Kernel, Link
+from meshd.plan.objects import ATTACHED_KINDS, GUEST_KINDS, Dump, Finding, Kernel, Link, made_by_attach
 from meshd.plan.ops import (
     DelAddr,
     DelElement,
@@ -169,7 +169,9 @@ class Shadow:
                 kernels.carry_out(self.have, op)
                 if isinstance(op, RenameLink):
                     self.vanished = {
-                        id_: at for id_, at in self.vanished.items() if names.veth(id_) != op.new
+                        id_: at
+                        for id_, at in self.vanished.items()
+                        if op.new not in (names.veth(id_), names.guest(id_))
                     }
                 if isinstance(op, _DELETIONS):
                     kernels.carry_out(self._unwanted, op)
@@ -177,7 +179,7 @@ class Shadow:
                     self._unwanted.firewall, self._unwanted.elements = "", {}
             else:
                 self.failed[op] = error
-                if isinstance(op, PutLink) and op.link.kind == "veth":
+                if isinstance(op, PutLink) and op.link.kind in ATTACHED_KINDS:
                     self.have.links.pop(op.link.name, None)  # it was presumed
 
     def networks(self) -> set[NetworkId]:
@@ -231,6 +233,10 @@ class Shadow:
             return False
         if network_id not in view.networks or view.me not in view.hosts:
             return False
+        if (
+            view.networks[network_id].driver in GUEST_KINDS
+        ):  # remote endpoints are on the LAN: no row leads there
+            return not any(id_ in part.local or _is_local(view, id_) for id_ in endpoints)
         for id_ in endpoints:
             endpoint = view.endpoints.get(id_)
             if endpoint is not None and endpoint.network != network_id:
@@ -275,11 +281,11 @@ class Shadow:
         kernels.join(wanted, part.kernel)
         missing = {view.attachments[id_].host_if for id_ in self.vanished if id_ in view.attachments}
         for name, link in part.kernel.links.items():
-            made = link.kind == "veth" and not link.peer  # by attach
-            presumed = made and name not in self.have.links and name not in missing
+            presumed = made_by_attach(link) and name not in self.have.links and name not in missing
             if presumed and PutLink(link) not in self.failed:
-                # Attach makes the pair before it records the endpoint, so it is there, whatever its settings.
-                self.have.links[name] = Link(name, "veth", alias="", mtu=0, up=False)
+                # Attach makes it before it records the endpoint, so it is there, whatever its settings.
+                unset = Link(name, "veth", alias="", mtu=0, up=False)
+                self.have.links[name] = unset if link.kind == "veth" else link
 
     def _replace(self, view: View, network_id: NetworkId, part: Part, found: Kernel) -> None:
         """Put a network's new share in place of its old one, and note what may go at once."""
@@ -327,7 +333,7 @@ def _locally_gone(before: Kernel, after: Kernel) -> Kernel:
         links={
             name: link
             for name, link in before.links.items()
-            if link.kind == "veth" and name not in after.links
+            if link.kind in ATTACHED_KINDS and name not in after.links
         },
         fdb={key: target for key, target in before.fdb.items() if target.local and key not in after.fdb},
     )

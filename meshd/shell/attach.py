@@ -8,6 +8,7 @@ there. Which address is chosen is shell/space.py's and state/addresses.py's busi
 
 import re
 from collections.abc import Iterable
+from contextlib import AsyncExitStack
 from typing import Annotated, NamedTuple
 
 import msgspec
@@ -29,7 +30,7 @@ from meshd.model import (
 from meshd.plan import desired, elements, names, ops
 from meshd.plan.objects import Link
 from meshd.plan.publish import parse_all
-from meshd.shell import hostaccess, networks, publish, space, vxlans
+from meshd.shell import hostaccess, lan, networks, publish, space, vxlans
 from meshd.shell.detach import (
     delete_link,
     detach,
@@ -42,6 +43,7 @@ from meshd.shell.detach import (
 from meshd.shell.limits import check_ports
 from meshd.shell.space import answer_block_ask
 from meshd.shell.usecase import ClusterLike
+from meshd.state.lan import LAN_DRIVERS
 from meshd.state.layout import IndexSpace
 
 __all__ = [
@@ -107,6 +109,7 @@ class Attached(NamedTuple):
     attachment: Attachment
     network: Item
     created: bool
+    warnings: tuple[str, ...] = ()
 
 
 async def attach(cluster: ClusterLike, request: AttachRequest) -> Attached:
@@ -214,7 +217,30 @@ async def _make(cluster: ClusterLike, network: Item, facts: Network, request: At
     want = space_.index_of_all(request.ips)
     endpoint_id = _former_id(cluster, network, want) or networks.fresh_endpoint_id(cluster)
     mac = _mac(cluster, network, endpoint_id, request.mac)
-    index = await space.reserve(cluster, network, space_, endpoint_id, want)
+    async with AsyncExitStack() as held:
+        where: lan.Place | None = None
+        if facts.driver in LAN_DRIVERS:
+            where = await held.enter_async_context(lan.place(cluster, network, request.mac))
+            mac = where.mac or mac
+            index = await lan.claim(cluster, network, space_, endpoint_id, want, where.parent)
+        else:
+            index = await space.reserve(cluster, network, space_, endpoint_id, want)
+        made = await _make_at(cluster, network, request, endpoint_id, index, mac, where)
+    space.fetch_ahead(cluster, network)
+    return made
+
+
+async def _make_at(
+    cluster: ClusterLike,
+    network: Item,
+    request: AttachRequest,
+    endpoint_id: EndpointId,
+    index: int,
+    mac: bytes,
+    where: lan.Place | None,
+) -> Attached:
+    """Make an endpoint whose index is reserved; ``where``: on which device of the LAN, if on one."""
+    space_ = IndexSpace.of(network)
     try:
         endpoint = Endpoint(
             network=network.id,
@@ -233,18 +259,18 @@ async def _make(cluster: ClusterLike, network: Item, facts: Network, request: At
             netns_cookie=request.netns.cookie,
             netns_path=request.netns.path,
             ifname=request.ifname,
-            host_if=names.veth(endpoint_id),
-            peer_if=names.peer(endpoint_id),
+            host_if=names.guest(endpoint_id) if where else names.veth(endpoint_id),
+            peer_if=names.guest(endpoint_id) if where else names.peer(endpoint_id),
         )
         await hostaccess.keep(cluster, network)
-        await _plug_in(cluster, network, endpoint_id, endpoint, attachment)
+        await _plug_in(cluster, network, endpoint_id, endpoint, attachment, where)
     except BaseException:
         if endpoint_id not in cluster.endpoints:
             cluster.usage.unreserve(endpoint_id)
         raise
     await _stand(cluster, network, endpoint_id, attachment)
-    space.fetch_ahead(cluster, network)
-    return Attached(endpoint_id, endpoint, attachment, network, created=True)
+    warnings = where.warnings if where else ()
+    return Attached(endpoint_id, endpoint, attachment, network, created=True, warnings=warnings)
 
 
 async def _plug_in(
@@ -253,13 +279,14 @@ async def _plug_in(
     endpoint_id: EndpointId,
     endpoint: Endpoint,
     attachment: Attachment,
+    where: lan.Place | None,
 ) -> None:
-    """Make the veth pair and commit; the pair goes again if the commit fails. Its master and rows are the
-    reconciler's, which may have to make the bridge first."""
+    """Make the veth pair, or the device on the LAN, and commit; it goes again if the commit fails. A pair's master
+    and rows are the reconciler's, which may have to make the bridge first."""
     async with cluster.desk.plugging(endpoint_id):
         if item_of(cluster, endpoint_id) is not None:
             await delete_link(cluster, attachment.host_if)  # of its last time here, if it is still there
-        await _plug_in_alone(cluster, network, endpoint_id, endpoint, attachment)
+        await _plug_in_alone(cluster, network, endpoint_id, endpoint, attachment, where)
 
 
 async def _plug_in_alone(
@@ -268,13 +295,17 @@ async def _plug_in_alone(
     endpoint_id: EndpointId,
     endpoint: Endpoint,
     attachment: Attachment,
+    where: lan.Place | None,
 ) -> None:
     mtu = mtu_of(cluster, network)
     host_end = Link(attachment.host_if, "veth", names.alias(cluster.mark, network.id, endpoint_id), mtu)
     with cluster.reconciler.making(attachment.host_if):
-        await cluster.reconciler.in_kernel_thread(
-            cluster.kernel.create_veth, host_end, attachment.peer_if, endpoint.mac, mtu
-        )
+        if where is not None:
+            await lan.make(cluster, network, endpoint_id, endpoint.mac, where, attachment.host_if)
+        else:
+            await cluster.reconciler.in_kernel_thread(
+                cluster.kernel.create_veth, host_end, attachment.peer_if, endpoint.mac, mtu
+            )
         try:
             await cluster.commit(_born(cluster, network, endpoint_id, endpoint, attachment))
         except BaseException:
@@ -369,7 +400,7 @@ def _former_id(cluster: ClusterLike, network: Item, want: int | None) -> Endpoin
     ended = Released(network.id, want)
     found = [item for item in cluster.store.all(kind) if item.dead and item.body == ended]
     last = max(found, key=lambda item: item.version, default=None)
-    if last is None or any(a.host_if == names.veth(last.id) for a in cluster.attachments.values()):
+    if last is None or networks.has_device(cluster, last.id):
         return None
     return last.id
 

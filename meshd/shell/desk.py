@@ -34,6 +34,10 @@ class Desk:
         """Of endpoints that are being made: shell/publish.py."""
         self.planning = trio.Lock()
         """Held from planning a network to its commit: two networks must not be planned onto one name or prefix."""
+        self.lan = trio.Lock()
+        """Held while a parent is looked at and its devices are made or deleted."""
+        self.parents: Counter[str] = Counter()
+        """Parents of the LAN that endpoints are being made on."""
 
     @asynccontextmanager
     async def place(self, place: Place) -> AsyncIterator[None]:

@@ -10,6 +10,8 @@ import structlog
 from meshd.config import TOMBSTONES_MIN
 from meshd.errors import Conflict, MeshdError, NotFound
 from meshd.model import HOST_NETNS, Endpoint, EndpointId, Item, Key, Kind, Released, text_id
+from meshd.plan import names
+from meshd.shell import lan
 from meshd.shell.usecase import ClusterLike
 
 log = structlog.get_logger("meshd.detach")
@@ -50,6 +52,8 @@ async def detach(cluster: ClusterLike, endpoint_id: EndpointId, *, force: bool =
         gone = await release(cluster, [endpoint_id])
         await delete_link(cluster, attachment.host_if)
         await cluster.reconciler.settled()
+        if attachment.host_if.startswith(names.GUEST):
+            await lan.sweep(cluster)
     return gone
 
 

@@ -12,6 +12,7 @@ from meshd.errors import Unavailable
 from meshd.kernel.neighlimits import NeighLimit
 from meshd.model import EndpointId, NetworkId
 from meshd.shell.usecase import ClusterLike
+from meshd.state.lan import LAN_DRIVERS
 
 _SYSCTL: dict[int, str] = {
     socket.AF_INET: "net.ipv4.neigh.default.gc_thresh3",
@@ -21,6 +22,8 @@ _SYSCTL: dict[int, str] = {
 
 def check_ports(cluster: ClusterLike, network: NetworkId, name: str, driver: str) -> None:
     """Refuse an endpoint that the network's bridge has no port for. Raises Unavailable."""
+    if driver in LAN_DRIVERS:
+        return  # no bridge, no ports
     used = sum(1 for e in cluster.attachments if _network(cluster, e) == network)
     room = BRIDGE_PORTS_MAX - (1 if driver == "overlay" else 0)  # the VXLAN device is a port too
     if used >= room:

@@ -25,20 +25,31 @@ from meshd.model import (
     Removed,
     Version,
 )
-from meshd.plan.names import NAME_HEX, veth
+from meshd.plan.names import NAME_HEX, guest, veth
+from meshd.plan.parents import missing_feature
 from meshd.shell import vxlans
 from meshd.shell.usecase import ClusterLike
 from meshd.state import lookup
 from meshd.state.addresses import BlockView, blocks_view
 from meshd.state.blocks import deal, genesis
 from meshd.state.deeds import DeedBook
+from meshd.state.lan import LAN_DRIVERS
 from meshd.state.layout import IndexSpace
 from meshd.state.networks import BUILTIN_NAMES, KIND_OF_DRIVER, NetworkRequest, plan_network
 
 KINDS = (Kind.NETWORK, Kind.LOCAL_NETWORK)
 DEFAULT_BRIDGE = "bridge"
-UNMANAGED = ("none", "host")
-"""Networks that are only names: nothing to attach to, nothing programmed."""
+UNMANAGED = {
+    "none": (
+        "network none is a namespace without any network: there is nothing to attach to",
+        "meshctl run none -- COMMAND starts a process so; attach its namespace to another network at any time",
+    ),
+    "host": (
+        "network host is this host's own namespace: a process is in it from its start or not at all",
+        "meshctl run host -- COMMAND starts a process in it; to attach a namespace, name another network",
+    ),
+}
+"""Networks that are only names, and why nothing is attached to them: nothing programmed."""
 
 
 def live(cluster: ClusterLike) -> list[Item]:
@@ -49,10 +60,7 @@ def live(cluster: ClusterLike) -> list[Item]:
 def resolve(cluster: ClusterLike, name_or_id: str) -> Item:
     """Find a network by shown name or id. Raises NotFound, Conflict, or BadRequest for ``none`` and ``host``."""
     if name_or_id in UNMANAGED:
-        raise BadRequest(
-            f"network {name_or_id} is not managed by meshd",
-            "name an overlay or bridge network; meshctl network ls",
-        )
+        raise BadRequest(*UNMANAGED[name_or_id])
     return lookup.resolve(name_or_id, live(cluster))
 
 
@@ -100,6 +108,10 @@ async def create_network(cluster: ClusterLike, request: NetworkRequest, *, built
             )
         network_id = _fresh_id(cluster)
         vnis = await vxlans.taken(cluster) if request.driver == "overlay" else {}
+        if request.driver in LAN_DRIVERS:
+            kernel = cluster.reconciler.in_kernel_thread
+            if not await kernel(cluster.kernel.lan.supports, request.driver):
+                raise missing_feature(request.driver)
         network = plan_network(
             request,
             network_id,
@@ -137,9 +149,14 @@ def fresh_endpoint_id(cluster: ClusterLike) -> EndpointId:
     """Draw an id whose beginning, which device names carry, no endpoint of this host has."""
     while True:
         endpoint_id = cluster.entropy(ID_BYTES)
-        name = veth(endpoint_id)
-        if all(attachment.host_if != name for attachment in cluster.attachments.values()):
+        if not has_device(cluster, endpoint_id):
             return endpoint_id
+
+
+def has_device(cluster: ClusterLike, endpoint_id: EndpointId) -> bool:
+    """Tell whether an endpoint of this host has a device with the name that this id gives."""
+    mine = (veth(endpoint_id), guest(endpoint_id))
+    return any(attachment.host_if in mine for attachment in cluster.attachments.values())
 
 
 async def ensure_default_bridge(cluster: ClusterLike) -> Item:

@@ -14,6 +14,7 @@ from meshd.plan.elements import PROTOCOLS
 from meshd.plan.publish import Publication
 from meshd.shell import networks
 from meshd.shell.usecase import ClusterLike
+from meshd.state.lan import LAN_DRIVERS
 
 _NAMES = {number: name for name, number in PROTOCOLS.items()}
 
@@ -27,6 +28,11 @@ async def check(cluster: ClusterLike, network: Item, wanted: Sequence[Publicatio
         raise BadRequest(
             f"published: network {facts.name} is internal: nothing leads into it",
             "attach to another network as well",
+        )
+    if facts.driver in LAN_DRIVERS:
+        raise BadRequest(
+            f"published: network {facts.name} is the LAN itself, where its endpoints have addresses of their own",
+            "leave --publish out, or attach to another network as well",
         )
     served = {ipaddress.ip_network(subnet.cidr).version for subnet in facts.subnets}
     for one in wanted:

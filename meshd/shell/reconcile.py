@@ -300,7 +300,8 @@ class Reconciler:
 
 
 def _concerns_us(event: KernelEvent) -> bool:
-    """Leave out our own doings, devices that are not ours and the peer that a caller takes to its namespace."""
-    if event.mine or event.name.startswith(names.PEER):
+    """Leave out our own doings, devices that are not ours and what a caller takes to its namespace. A macvlan or
+    ipvlan tells nothing more once it is there: the next full comparison finds out."""
+    if event.mine or event.name.startswith((names.PEER, names.GUEST)):
         return False
     return not event.name or names.is_ours(event.name)

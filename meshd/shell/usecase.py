@@ -10,6 +10,7 @@ import msgspec
 
 from meshd.config import Settings
 from meshd.errors import KernelError
+from meshd.kernel.lan import Guest
 from meshd.kernel.sockets import Listener
 from meshd.kernel.vxlans import ForeignVxlan
 from meshd.model import (
@@ -27,6 +28,7 @@ from meshd.model import (
 from meshd.node.pathmtu import Path
 from meshd.plan.objects import Finding, Link
 from meshd.plan.ops import Op
+from meshd.plan.parents import Parent
 from meshd.plan.view import View
 from meshd.shell.desk import Desk
 from meshd.shell.events import EventBus
@@ -39,8 +41,49 @@ T = TypeVar("T")
 Args = TypeVarTuple("Args")
 
 
+class LanLike(Protocol):
+    """kernel/lan.py, as far as use cases go. All calls block."""
+
+    def parent(self, name: str | None) -> Parent:
+        """Read a device, or the default route's. Raises Unavailable, KernelError."""
+        ...
+
+    def make_guest(self, guest: Guest) -> None:
+        """Make an endpoint's device. Raises Unavailable, KernelError with nothing left behind."""
+        ...
+
+    def make_vlan(self, name: str, parent: int, number: int, alias: str) -> int:
+        """Make a VLAN sub-interface. Raises Unavailable, KernelError with nothing left behind."""
+        ...
+
+    def vlans(self, mark: str) -> dict[str, str]:
+        """Return the VLAN sub-interfaces that are ours: name -> alias. Raises KernelError."""
+        ...
+
+    def supports(self, kind: str) -> bool:
+        """Tell whether the kernel can make devices of a kind."""
+        ...
+
+    def ask(self, index: int, ips: Sequence[bytes]) -> dict[bytes, bytes]:
+        """Ask once on a device who has these addresses; return what needs no asking. Raises KernelError."""
+        ...
+
+    def answers(self, index: int, ips: Sequence[bytes]) -> dict[bytes, bytes]:
+        """Return who has answered so far: address -> MAC. Raises KernelError."""
+        ...
+
+    def forget(self, index: int, ips: Sequence[bytes]) -> None:
+        """Take away what asking left. Raises KernelError."""
+        ...
+
+
 class KernelLike(Protocol):
-    """kernel/namespace.py, as far as use cases go. All calls block: they are made in a worker thread."""
+    """kernel/namespace.py, as far as use cases go. Its calls block: they are made in a worker thread."""
+
+    @property
+    def lan(self) -> LanLike:
+        """Devices on the LAN itself."""
+        ...
 
     def create_veth(self, link: Link, peer: str, peer_mac: bytes, peer_mtu: int) -> None:
         """Make a veth pair, the host's end as ``link`` says. Raises KernelError with nothing left behind."""

@@ -4,6 +4,7 @@ and hosts known here; must not know how a network is stored, programmed or shown
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from typing import NamedTuple
 
 import msgspec
 
@@ -17,6 +18,7 @@ from meshd.config import (
 from meshd.errors import BadRequest, Conflict
 from meshd.model import HostFacts, HostId, Item, Kind, Network, NetworkId
 from meshd.state.encap import plan_mtu, plan_vni
+from meshd.state.lan import LAN_DRIVERS, article, plan_options
 from meshd.state.layout import QUOTED_MAX_CHARS, Prefix
 from meshd.state.pools import Taken, default_v4, default_v6, prefix_taken
 from meshd.state.subnets import Wanted, check_free, lay_out, parse_subnets
@@ -25,10 +27,38 @@ NAME = re.compile(r"[a-z0-9][a-z0-9_.-]{0,62}")
 BUILTIN_NAMES = ("none", "host", "bridge")
 """Always there; nobody makes or removes them."""
 
-KIND_OF_DRIVER = {"overlay": Kind.NETWORK, "bridge": Kind.LOCAL_NETWORK}
+KIND_OF_DRIVER = {
+    "overlay": Kind.NETWORK,
+    "bridge": Kind.LOCAL_NETWORK,
+    "macvlan": Kind.NETWORK,
+    "ipvlan": Kind.NETWORK,
+}
 """Where a network is filed: with the cluster, or with this host alone."""
 
-ABSENT_DRIVERS = ("macvlan", "ipvlan")
+
+class Option(NamedTuple):
+    """What ``--opt KEY=`` may be, and for which drivers; none named: for all."""
+
+    values: tuple[str, ...]
+    drivers: tuple[str, ...] = ()
+
+
+OPTIONS = {
+    "default-route": Option(("yes", "no")),
+    "check-subnet": Option(("yes", "no"), LAN_DRIVERS),
+}
+"""``default-route``: whether an endpoint gets one by way of this network. ``check-subnet``: whether a parent that
+has addresses must have one in the network's subnet."""
+
+WHY_NOT_ASKED = {
+    "host access": (
+        "its host reaches its endpoints anyway",
+        "the kernel keeps a host and its own endpoints apart",
+    ),
+    "broadcast": ("its frames for all reach all anyway", "the LAN carries what it carries"),
+}
+"""Of flags that only an overlay has: why a bridge needs none, why a network on the LAN cannot have one."""
+
 ABSENT_OPTIONS = {"encrypted": "encryption of the data plane is not available in this version"}
 
 
@@ -49,6 +79,8 @@ class NetworkRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     labels: dict[str, str] = {}
     host_access: bool = False
     broadcast: bool = False
+    parent: str | None = None
+    mode: str | None = None
 
 
 def plan_network(
@@ -77,7 +109,10 @@ def plan_network(
     existing = list(networks)
     _check_driver(request.driver)
     _check_name(request.name, existing, builtin=builtin)
-    _check_options(request.options)
+    _check_options(request.options, request.driver)
+    options = plan_options(
+        request.driver, request.parent, request.mode, request.subnets, request.options, existing
+    )
     _check_labels(request.labels)
     if request.driver != "overlay" and request.vni is not None:
         raise BadRequest(f"a {request.driver} network has no vni", "leave --vni out, or use -d overlay")
@@ -98,6 +133,7 @@ def plan_network(
         internal=request.internal,
         creator=creator,
         created_ms=created_ms,
+        options=options,
         labels=request.labels,
         host_access=request.host_access,
         broadcast=request.broadcast,
@@ -137,9 +173,14 @@ def _prefixes(
     driver; a subnet given for a bridge need only be free on its own host."""
     prefixes = parse_subnets(request.subnets)
     concerned = (
-        hosts.values() if request.driver == "overlay" else [hosts[creator]] if creator in hosts else []
+        hosts.values()
+        if request.driver == "overlay"
+        else [hosts[creator]]
+        if request.driver == "bridge" and creator in hosts
+        else []
     )
-    check_free(prefixes, taken_prefixes(networks, concerned, routes))
+    on_the_lan = request.driver in LAN_DRIVERS
+    check_free(prefixes, taken_prefixes(networks, concerned, () if on_the_lan else routes))
     taken = taken_prefixes(networks, hosts.values(), routes)
     if not prefixes:
         prefixes = [default_v4(network_id, request.driver, pools.v4, taken)]
@@ -149,8 +190,6 @@ def _prefixes(
 
 
 def _check_driver(driver: str) -> None:
-    if driver in ABSENT_DRIVERS:
-        raise BadRequest(f"driver {driver} is not available in this version", "use overlay or bridge")
     if driver not in KIND_OF_DRIVER:
         raise BadRequest(
             f"unknown driver {driver[:QUOTED_MAX_CHARS]!r}", f"one of {', '.join(KIND_OF_DRIVER)}"
@@ -159,12 +198,11 @@ def _check_driver(driver: str) -> None:
 
 def _check_flags(request: NetworkRequest) -> None:
     if request.driver != "overlay" and (request.host_access or request.broadcast):
-        asked, why = (
-            ("host access", "its host reaches its endpoints anyway")
-            if request.host_access
-            else ("broadcast", "its frames for all reach all anyway")
+        asked = "host access" if request.host_access else "broadcast"
+        why = WHY_NOT_ASKED[asked][request.driver in LAN_DRIVERS]
+        raise BadRequest(
+            f"{asked} is nothing to ask of {article(request.driver)} network: {why}", "leave it out"
         )
-        raise BadRequest(f"{asked} is nothing to ask of a {request.driver} network: {why}", "leave it out")
     if request.internal and request.host_access:
         raise BadRequest(
             "an internal network keeps its endpoints away from every host, and host access lets them reach this one",
@@ -189,16 +227,24 @@ def _check_name(name: str, networks: Sequence[Item], *, builtin: bool) -> None:
             raise Conflict(f"network {name} {state[0]}", hint)
 
 
-def _check_options(options: Mapping[str, str]) -> None:
-    """No driver has options yet; one that is silently ignored would be a promise broken."""
-    for key in options:
+def _check_options(options: Mapping[str, str], driver: str) -> None:
+    """An option that is silently ignored would be a promise broken."""
+    for key, value in options.items():
+        known = OPTIONS.get(key)
+        if known is not None and (not known.drivers or driver in known.drivers):
+            if value not in known.values:
+                raise BadRequest(
+                    f"option {key} cannot be {value[:QUOTED_MAX_CHARS]!r}", f"{' or '.join(known.values)}"
+                )
+            continue
         if key in ABSENT_OPTIONS:
             raise BadRequest(
                 f"option {key} is refused: {ABSENT_OPTIONS[key]}", "create the network without it"
             )
         raise BadRequest(
-            f"unknown option {key[:QUOTED_MAX_CHARS]!r}: no options exist in this version",
-            "--mtu, --vni and --internal are flags of their own",
+            f"unknown option {key[:QUOTED_MAX_CHARS]!r} of {article(driver)} network",
+            f"known: {', '.join(key for key, of in OPTIONS.items() if not of.drivers or driver in of.drivers)}; "
+            "--mtu, --vni, --internal, --parent and --mode are flags of their own",
         )
 
 

@@ -108,6 +108,11 @@ class Usage:
         if where is not None:
             self._networks[where[0]].drop(where[1], endpoint)
 
+    def rest(self, network: NetworkId, index: int, now: float) -> None:
+        """Have an index rest as if it had just been released: somebody who is no endpoint of ours has its
+        address."""
+        self._networks.setdefault(network, NetworkUse()).released[index] = now
+
     def _move(self, endpoint: EndpointId, to: tuple[NetworkId, int] | None, now: float) -> None:
         was = self._where.get(endpoint)
         if was == to:

@@ -25,6 +25,10 @@ MADE = {"name": "blue", "id": "aa" * 16, "driver": "overlay", "scope": "global",
         (["--ipv6", "--internal"], {"ipv6": True, "internal": True}),
         (["--host-access", "--broadcast"], {"host_access": True, "broadcast": True}),
         (["--mtu", "1400", "--vni", "5000"], {"mtu": 1400, "vni": 5000}),
+        (
+            ["-d", "macvlan", "--parent", "eth0.10", "--mode", "vepa"],
+            {"driver": "macvlan", "parent": "eth0.10", "mode": "vepa"},
+        ),
         (["--opt", "encrypted=", "--label", "a=b=c"], {"options": {"encrypted": ""}, "labels": {"a": "b=c"}}),
     ],
 )
@@ -35,6 +39,15 @@ def test_create_sends_what_was_asked_and_every_default(daemon, meshctl, flags, d
     (asked,) = daemon.requests
     assert asked.body == {**PLAIN, **differs}
     assert asked.headers["content-type"] == "application/json"
+
+
+def test_whoever_makes_a_network_on_the_lan_is_told_what_the_kernel_keeps_apart(daemon, meshctl):
+    daemon.answers["POST /v1/networks"] = (201, MADE)
+    line = (
+        "warning: a host and its own endpoints on blue do not reach each other: the kernel keeps them apart\n"
+    )
+    assert meshctl("network", "create", "blue", "-d", "ipvlan").stderr == line
+    assert meshctl("network", "create", "blue").stderr == ""
 
 
 def test_networks_are_a_table(daemon, meshctl):

@@ -7,7 +7,7 @@ from meshd.model import Network, Subnet
 from meshd.plan import names
 from meshd.plan.desired import View, desired, desired_network, desired_parts, member_elements
 from meshd.plan.firewall import link_local
-from meshd.plan.objects import Addr, FdbKey, FdbTarget, Kernel, Link, NeighKey, Nexthop, Port, Vxlan
+from meshd.plan.objects import Addr, FdbKey, FdbTarget, Kernel, Link, NeighKey, Nexthop, Port, Vxlan, guest
 from tests.plan_world import (
     BLUE,
     BRIDGE,
@@ -141,7 +141,21 @@ def test_a_bridge_network_switches_between_its_endpoints():
     assert not kernel.neigh
 
 
-@pytest.mark.parametrize("driver", ["macvlan", "ipvlan", "none", "host"])
+@pytest.mark.parametrize("driver", ["macvlan", "ipvlan"])
+def test_of_a_network_that_is_the_lan_only_own_endpoints_devices_are_wanted(driver):
+    world = World()
+    world.networks[RED] = Network("red", driver, (Subnet("10.9.0.0/24", "10.9.0.1"),))
+    world.endpoint("job", RED, A, "10.9.0.2")
+    world.endpoint("away", RED, B, "10.9.0.3")
+    (link,) = desired(world.view()).links.values()
+    ((id_, attachment),) = world.view().attachments.items()
+    assert link == guest(attachment.host_if, driver, names.guest_alias(world.view().cluster, RED, id_))
+    assert names.alias_network(link.alias, world.view().cluster) == RED
+    assert names.alias_endpoint(link.alias, world.view().cluster) == id_
+    assert desired(world.view()) == Kernel(links={link.name: link}), "no bridge, no address, no row, no fence"
+
+
+@pytest.mark.parametrize("driver", ["none", "host"])
 def test_a_network_without_a_bridge_of_ours_needs_nothing(driver):
     world = World()
     world.networks[RED] = Network("red", driver, (Subnet("10.9.0.0/24", "10.9.0.1"),))

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from meshd.model import HOST_NETNS, Attachment
+from meshd.model import HOST_NETNS, Attachment, Network, Subnet
 from meshd.plan import elements, names, ops
 from meshd.plan.desired import desired, outward
 from meshd.plan.objects import Addr, FdbTarget, Kernel, NeighKey
@@ -122,6 +122,36 @@ def test_two_devices_renamed_at_once_get_their_own_names():
     bench.kernel.rename("mv11111111", "mine1")
     bench.compare()
     assert bench.kernel.state == desired(bench.world.view())
+
+
+@pytest.mark.parametrize("driver", ["macvlan", "ipvlan"])
+def test_of_a_network_that_is_the_lan_a_remote_endpoint_costs_nothing_and_a_local_one_its_device(driver):
+    bench = running()
+    bench.world.networks[RED] = Network("red", driver, (Subnet("10.9.0.0/24", "10.9.0.1"),))
+    id_ = bench.world.endpoint("job", RED, A, "10.9.0.2")
+    name = bench.world.attachments[id_].host_if
+    bench.kernel.state.links[name] = desired(bench.world.view()).links[name]
+    assert bench.change(RED, endpoints={RED: {id_}}) == [], (
+        "attach made the device; nothing else is to be done"
+    )
+    away = bench.world.endpoint("away", RED, C, "10.9.0.3")
+    assert bench.change(endpoints={RED: {away}}) == []
+    bench.world.release("job")
+    assert bench.change(endpoints={RED: {id_}}, deletions=False) == [ops.DelLink(name)]
+
+
+def test_a_device_on_the_lan_that_was_renamed_before_it_was_moved_is_not_taken_for_gone():
+    bench = running()
+    bench.world.networks[RED] = Network("red", "macvlan", (Subnet("10.9.0.0/24", "10.9.0.1"),))
+    id_ = bench.world.endpoint("job", RED, A, "10.9.0.2")
+    name = names.guest(id_)
+    bench.world.attachments[id_] = Attachment("boot", 7, "/ns", "eth0", name, name)
+    bench.kernel.state.links[name] = desired(bench.world.view()).links[name]
+    bench.compare()
+    bench.kernel.rename(name, "mine0")
+    assert bench.compare() == [ops.RenameLink("mine0", name)]
+    assert bench.shadow.vanished == {}
+    assert bench.shadow.have == bench.kernel.state == desired(bench.world.view())
 
 
 def test_an_endpoint_of_a_network_that_is_not_programmed_here_costs_nothing():

@@ -150,8 +150,8 @@ async def test_two_callers_at_once_about_one_interface_make_one_endpoint():
 @pytest.mark.parametrize(
     "request_, error, words",
     [
-        (ask("none"), BadRequest, "none is not managed"),
-        (ask("host"), BadRequest, "host is not managed"),
+        (ask("none"), BadRequest, "network none is a namespace without any network"),
+        (ask("host"), BadRequest, "network host is this host's own namespace"),
         (ask("nosuch"), NotFound, "nosuch"),
         (ask(boot="another"), BadRequest, "netns.boot_id"),
         (ask(ifname="lo"), BadRequest, "ifname"),

@@ -10,7 +10,7 @@ from meshd.kernel.neighlimits import NeighLimit
 from meshd.model import Attachment, Endpoint
 from meshd.shell import networks
 from meshd.shell.attach import AttachRequest, Netns, attach
-from meshd.shell.limits import neighbour_trouble, neighbours_needed
+from meshd.shell.limits import check_ports, neighbour_trouble, neighbours_needed
 from meshd.state.networks import NetworkRequest
 from tests.unit.shell.fake_cluster import BOOT, World
 
@@ -36,6 +36,18 @@ async def test_a_bridge_without_a_free_port_refuses_the_next_endpoint_and_says_w
         await attach(host, AttachRequest("blue", Netns(8, BOOT)))
     assert len(host.kernel.links) == links
     await attach(host, AttachRequest("blue", Netns(7, BOOT)))  # what is there already is no new port
+
+
+def test_a_network_that_is_the_lan_has_no_bridge_and_no_limit_of_ports():
+    (host,) = World().hosts
+    network = bytes(range(16))
+    for number in range(BRIDGE_PORTS_MAX):
+        id_ = number.to_bytes(16, "big")
+        host.endpoints[id_] = Endpoint(network, host.me, f"e{number}", number, (bytes(4),), bytes(6), "eth0")
+        host.attachments[id_] = Attachment(BOOT, 1000 + number, "", "eth0", f"mu{number}", f"mu{number}")
+    check_ports(host, network, "yard", "macvlan")
+    with pytest.raises(Unavailable):
+        check_ports(host, network, "yard", "bridge")
 
 
 async def test_other_hosts_and_own_endpoints_count_as_neighbours_to_learn():

@@ -8,6 +8,7 @@ import pytest
 from meshd.config import PoolSettings
 from meshd.errors import BadRequest, Conflict, MeshdError, Unavailable
 from meshd.model import HostFacts, Item, Kind, Network, Removed, Subnet, Version
+from meshd.state.lan import vlan_of
 from meshd.state.layout import IndexSpace
 from meshd.state.networks import NetworkRequest, plan_network, taken_prefixes
 from meshd.state.pools import ula48
@@ -28,6 +29,10 @@ HOSTS = {
 }
 BLUE = item("blue", "172.20.0.0/16", vni=77)
 LOCAL = item("lan", "172.30.0.0/24", Kind.LOCAL_NETWORK)
+YARD = Item(Kind.NETWORK, b"Y" * 16, Version(1, 0, A), Network(
+    "yard", "macvlan", (Subnet("10.44.0.0/24", "10.44.0.1"),), options={"parent": "eth7", "mode": "bridge"}
+))  # fmt: skip
+LAN = {"driver": "macvlan", "subnets": ("10.45.0.0/24",)}
 GONE = Item(Kind.NETWORK, b"G" * 16, Version(9, 0, A), Removed("grey"), dead=True)
 
 
@@ -143,12 +148,27 @@ REFUSED = [
     ({"name": "blue"}, Conflict, "network blue exists"),
     ({"name": "lan"}, Conflict, "network lan exists"),
     ({"name": "old"}, Conflict, "network old is being removed"),
-    ({"driver": "macvlan"}, BadRequest, "driver macvlan is not available in this version"),
-    ({"driver": "ipvlan"}, BadRequest, "driver ipvlan is not available in this version"),
+    ({"driver": "macvlan"}, BadRequest, "a macvlan network needs the LAN's own subnet"),
+    ({"driver": "ipvlan"}, BadRequest, "an ipvlan network needs the LAN's own subnet"),
+    ({"parent": "eth0"}, BadRequest, "an overlay network has no parent"),
+    ({"driver": "bridge", "mode": "l2"}, BadRequest, "a bridge network has no mode"),
+    (LAN | {"mode": "l2"}, BadRequest, "macvlan has no mode 'l2'"),
+    (LAN | {"driver": "ipvlan", "mode": "bridge"}, BadRequest, "ipvlan has no mode 'bridge'"),
+    (LAN | {"parent": "lo"}, BadRequest, "parent lo is the loopback device, which is on no LAN"),
+    (LAN | {"parent": "a-very-long-name"}, BadRequest, "parent 'a-very-long-name' cannot be an interface's name"),
+    (LAN | {"parent": "et/h0"}, BadRequest, "parent 'et/h0' cannot be an interface's name"),
+    (LAN | {"parent": "eth7", "mode": "vepa"}, Conflict,
+     "parent eth7 is used in macvlan mode bridge by network yard"),
+    (LAN | {"parent": "eth7", "driver": "ipvlan"}, Conflict,
+     "parent eth7 is used in macvlan mode bridge by network yard"),
+    (LAN | {"subnets": ("10.44.0.0/25",)}, Conflict, "subnet 10.44.0.0/25 overlaps network yard (10.44.0.0/24)"),
+    (LAN | {"vni": 9}, BadRequest, "a macvlan network has no vni"),
+    (LAN | {"options": {"default-route": "maybe"}}, BadRequest, "option default-route cannot be 'maybe'"),
+    ({"options": {"check-subnet": "no"}}, BadRequest, "unknown option 'check-subnet' of an overlay network"),
     ({"driver": "foo"}, BadRequest, "unknown driver 'foo'"),
     ({"options": {"encrypted": ""}}, BadRequest,
      "option encrypted is refused: encryption of the data plane is not available in this version"),
-    ({"options": {"speed": "9"}}, BadRequest, "unknown option 'speed': no options exist in this version"),
+    ({"options": {"speed": "9"}}, BadRequest, "unknown option 'speed' of an overlay network"),
     ({"driver": "bridge", "vni": 9}, BadRequest, "a bridge network has no vni"),
     ({"vni": 77}, Conflict, "vni 77 is used by network blue"),
     ({"mtu": 1400}, BadRequest, "mtu 1400 does not fit: host2's underlay has 1400 bytes, of which VXLAN takes 50"),
@@ -176,7 +196,7 @@ REFUSED = [
 def test_a_bad_request_is_refused_in_one_line(request_, error, line):
     old = item("old", "172.29.0.0/24", removing=True)
     with pytest.raises(MeshdError) as caught:
-        plan(networks=[BLUE, LOCAL, GONE, old], **request_)
+        plan(networks=[BLUE, LOCAL, GONE, YARD, old], **request_)
     assert type(caught.value) is error
     assert caught.value.what == line
     assert "\n" not in caught.value.what + caught.value.hint
@@ -207,3 +227,37 @@ def test_taken_prefixes_say_whose_they_are():
         "route 192.168.5.0/24 of host2",
         "route 10.9.0.0/16 of this host",
     ]
+
+
+@pytest.mark.parametrize(("driver", "mode"), [("macvlan", "bridge"), ("ipvlan", "l2")])
+def test_a_network_that_is_the_lan_may_have_the_subnet_that_hosts_route_and_says_how_it_is_on_it(
+    driver, mode
+):
+    lan = {"subnets": ("192.168.0.0/24",), "gateways": ("192.168.0.254",), "ip_range": ("192.168.0.64/26",)}
+    network = plan(driver=driver, routes=("192.168.0.0/24",), **lan)
+    assert network.options == {"mode": mode}, "without --parent each host finds its own"
+    assert (network.vni, network.subnets) == (0, (Subnet("192.168.0.0/24", "192.168.0.254"),))
+    space = IndexSpace.build(ID, network)
+    assert space.why_reserved(254) == "the gateway", "the LAN's router is nobody else's"
+    named = plan(driver=driver, parent="eth0.10", options={"default-route": "no"}, **lan)
+    assert named.options == {"mode": mode, "parent": "eth0.10", "default-route": "no"}
+
+
+@pytest.mark.parametrize(
+    ("driver", "flag", "words"),
+    [("bridge", "host_access", "of a bridge network: its host reaches its endpoints anyway"),
+     ("macvlan", "host_access", "of a macvlan network: the kernel keeps a host and its own endpoints apart"),
+     ("ipvlan", "broadcast", "of an ipvlan network: the LAN carries what it carries")],
+)  # fmt: skip
+def test_what_only_an_overlay_can_have_is_refused_elsewhere_with_the_reason(driver, flag, words):
+    with pytest.raises(BadRequest, match=words):
+        plan(driver=driver, subnets=("192.168.0.0/24",), **{flag: True})
+
+
+@pytest.mark.parametrize(
+    ("name", "read"),
+    [("eth0.10", ("eth0", 10)), ("bond0.4094", ("bond0", 4094)), ("a.b.7", ("a.b", 7)), ("eth0", None),
+     ("eth0.0", None), ("eth0.4095", None), ("eth0.x", None), (".7", None)],
+)  # fmt: skip
+def test_a_parent_with_a_number_behind_a_dot_is_a_vlan_sub_interface(name, read):
+    assert vlan_of(name) == read
