@@ -158,7 +158,6 @@ def test_accepts_in_forward_move_to_docker_user_once_docker_is_there(host):
     }
 
 
-@pytest.mark.skipif(shutil.which("iptables-nft-save") is None, reason="needs iptables-nft")
 def test_iptables_shows_the_accepts_as_what_they_are_and_restores_them_so(host):
     host.run("nft", "-f", "-", input=DOCKER)
     gate = CASES["docker"][1]
