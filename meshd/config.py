@@ -187,7 +187,7 @@ VXLAN_OVERHEAD_V6 = 70
 ROUTE_PROTOCOL = 109  # marks our nexthops and routes
 NEXTHOP_BASE = 0x6D000000  # our nexthop ids: base + 23 bits of hash(host id), group = +0x800000
 
-LAG_PERIOD_S = 0.1  # the loop's lateness is measured this often: ten wakeups of 50 us a second
+LAG_PERIOD_S = 1.0  # how often the loop's lateness is measured: at 0.1 it cost 0.3 % of a core at rest
 LAG_WINDOW_S = 60.0  # the worst of this long is what `status` shows
 
 HOUSEKEEPING_S = 5.0  # how often vanished links and tombstones are looked at
