@@ -201,9 +201,8 @@ async def _until_stopped(cluster: Cluster) -> None:
     async def signalled(scope: trio.CancelScope) -> None:
         with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGHUP) as signals:
             async for number in signals:
-                if (
-                    number == signal.SIGHUP
-                ):  # a terminal that went away, or a reload: neither is a reason to stop
+                # a terminal that went away, or a reload: neither is a reason to stop
+                if number == signal.SIGHUP:
                     log.warning("SIGHUP ignored: this version reads its configuration at start only")
                     continue
                 log.info("stopping", signal=signal.Signals(number).name)
@@ -257,7 +256,7 @@ async def _ensure_bridge(cluster: Cluster) -> None:
     except Unavailable as error:
         cluster.alarm(NO_BRIDGE, f"there is no network bridge on this host: {error.what}")
     else:
-        cluster.alarms.pop(NO_BRIDGE, None)
+        cluster.calm(NO_BRIDGE)
 
 
 NO_BRIDGE = "no-bridge"

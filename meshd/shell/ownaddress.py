@@ -62,7 +62,7 @@ class OwnAddress:
         except MeshdError as error:
             cluster.alarm(ALARM, f"peers cannot reach this host: {error.what}")
             return
-        cluster.alarms.pop(ALARM, None)
+        cluster.calm(ALARM)
 
     def _move(self, address: Address) -> None:
         """Bind the new address, then tell the peers. Raises ConfigError with nothing moved."""
