@@ -27,6 +27,10 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "diff": ("meshctl.cluster:diff", "Compare desired against kernel state."),
     "events": ("meshctl.cluster:events", "What happened lately; --follow for what happens."),
     "metrics": ("meshctl.cluster:metrics", "The daemon's counters, in Prometheus' text format."),
+    "completion": (
+        "meshctl.completion:completion",
+        "Print what bash, zsh or fish completes command lines with.",
+    ),
     "lab": ("meshctl.lab:lab", "Hosts in namespaces on this machine."),
     "version": ("meshctl.cluster:version", "Versions of meshctl and of the daemon."),
 }
