@@ -13,7 +13,7 @@ export MAKECMDGOALS
 PREFIX ?= /opt/meshd
 export PREFIX
 
-.PHONY: help setup demo test check format bench soak install clean
+.PHONY: help setup demo test check format bench soak deb install clean
 
 help:  ## show this
 	@sed -n 's/^\([a-z]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 18
@@ -42,6 +42,9 @@ bench: setup  ## figures, measured on this machine
 
 soak: setup  ## long simulations, many more generated examples, daemons killed at random
 	@MESHD_SOAK=1 $(BIN)/python -m pytest -q -p no:cacheprovider tests/sim tests/unit tests/lab/test_lab_healing.py $(ARGS)
+
+deb:  ## build dist/meshd_VERSION_ARCH.deb, which installs without a network
+	@systemd/deb/build
 
 install:  ## install on this host: PREFIX, the unit and its user, sysctl and module settings
 	@systemd/install

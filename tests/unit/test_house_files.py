@@ -81,7 +81,7 @@ def test_the_unit_gives_one_capability() -> None:
 
 
 def test_what_the_makefile_calls_is_there_and_executable() -> None:
-    for script in (".ci/setup", ".ci/run", "systemd/install"):
+    for script in (".ci/setup", ".ci/run", "systemd/install", "systemd/deb/build"):
         assert (ROOT / script).stat().st_mode & 0o111
         assert subprocess.run(["bash", "-n", ROOT / script], check=False).returncode == 0
 
