@@ -19,7 +19,8 @@ import trio
 
 from meshd import __version__
 from meshd import log as logging
-from meshd.api import server
+from meshd.api import activation, server
+from meshd.api.activation import Passed
 from meshd.config import (
     GC_THRESHOLDS,
     HOUSEKEEPING_S,
@@ -73,6 +74,7 @@ def main(settings: Settings, source: Path) -> bool:
 async def _run(settings: Settings, source: Path) -> bool:
     state_dir, run_dir = Path(settings.host.state_dir), Path(settings.host.run_dir)
     with _errors_one_by_one(), contextlib.ExitStack() as stack:
+        passed = stack.enter_context(activation.passed())
         stack.callback(os.close, identity.lock(state_dir))
         ring = load_ring(Path(settings.gossip.keyring), state_dir)
         who = identity.load(
@@ -131,7 +133,7 @@ async def _run(settings: Settings, source: Path) -> bool:
             cluster.alarm(
                 "cloned-image", "the state on this disk was another machine's: this host has a new identity"
             )
-        await _serve(cluster, writer, own, host_facts(cluster, underlay, name), run_dir, source)
+        await _serve(cluster, writer, own, host_facts(cluster, underlay, name), run_dir, source, passed)
         return cluster.left.is_set()
     raise AssertionError("unreachable: an error is raised, never swallowed")
 
@@ -159,7 +161,13 @@ def use_cases(cluster: Cluster) -> None:
 
 
 async def _serve(
-    cluster: Cluster, writer: DiskWriter, own: OwnAddress, facts: HostFacts, run_dir: Path, source: Path
+    cluster: Cluster,
+    writer: DiskWriter,
+    own: OwnAddress,
+    facts: HostFacts,
+    run_dir: Path,
+    source: Path,
+    passed: Passed,
 ) -> None:
     async with trio.open_nursery() as nursery:
         cluster.start(nursery)
@@ -171,8 +179,10 @@ async def _serve(
         cluster.gossip.underlay(facts.underlay_mtu)
         await _ensure_bridge(cluster)
         await attach.release_other_boots(cluster)
-        api = await server.open_api(cluster, run_dir)
-        nursery.start_soon(api.serve)
+        api = await server.open_api(cluster, run_dir, passed.take("api"))
+        await nursery.start(api.serve)
+        for unserved in passed.close():
+            log.warning("a socket that systemd passes is not served", name=unserved)
         await cluster.reconciler.start()
         nursery.start_soon(cluster.reconciler.run)
         cluster.forwarding = await cluster.reconciler.in_kernel_thread(cluster.kernel.forwarding)

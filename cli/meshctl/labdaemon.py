@@ -5,12 +5,16 @@ others (a clone or a --dir with mode 0700, a home): such a tree is bind-mounted 
 the daemon's own mount namespace and nowhere else.
 """
 
+import fcntl
 import importlib.util
 import os
+import socket
 import stat
 import subprocess
 import sys
 import sysconfig
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from meshctl.errors import Failed
@@ -28,6 +32,28 @@ shift
 exec "$@"
 """
 """Arguments: pairs of tree and mount point, ``--``, command. Each step is an exec, so the pid stays."""
+
+PASSING = """
+import os, sys
+fds = [int(fd) for fd in sys.argv[1].split(",") if fd]
+for number, fd in enumerate(fds, start=3):
+    os.dup2(fd, number)
+if fds:
+    os.environ["LISTEN_PID"], os.environ["LISTEN_FDS"] = str(os.getpid()), str(len(fds))
+os.execvp(sys.argv[2], sys.argv[2:])
+"""
+"""Arguments: descriptors to pass as systemd does (sd_listen_fds(3)), command."""
+
+FIRST_PASSED_FD = 100  # of the copies that ``PASSING`` puts at 3 and up: none stands where another goes
+
+
+@dataclass(frozen=True)
+class Manager:
+    """What a service manager gives the daemon beside its command line. ``environment``: variables (NOTIFY_SOCKET,
+    WATCHDOG_USEC); ``sockets``: listening sockets by FileDescriptorName."""
+
+    environment: Mapping[str, str] = field(default_factory=dict)
+    sockets: Mapping[str, socket.socket] = field(default_factory=dict)
 
 
 def reachable(path: Path) -> bool:
@@ -63,7 +89,13 @@ class View:
 
 
 def start(
-    namespace: str, host_dir: Path, config: Path, view: View, log: Path, package: Path | None = None
+    namespace: str,
+    host_dir: Path,
+    config: Path,
+    view: View,
+    log: Path,
+    package: Path | None = None,
+    manager: Manager | None = None,
 ) -> subprocess.Popen[bytes]:
     """Start a daemon in a network namespace, its output appended to ``log``. ``config``: as the daemon sees it;
     ``package``: a folder ``meshd`` to run instead of the installed one, open to all users.
@@ -100,11 +132,21 @@ def start(
         "PYTHONPATH": f"{parent}:{packages}",
         "PYTHONDONTWRITEBYTECODE": "1",
     }
-    with log.open("ab") as output:
-        return subprocess.Popen(
-            command, env=environment, cwd="/", stdin=subprocess.DEVNULL, stdout=output, stderr=output,
-            start_new_session=True,  # it outlives the command that started it
-        )  # fmt: skip
+    passed: list[int] = []
+    if manager is not None:
+        environment |= {**manager.environment, "LISTEN_FDNAMES": ":".join(manager.sockets)}
+        passed = [fcntl.fcntl(s, fcntl.F_DUPFD, FIRST_PASSED_FD) for s in manager.sockets.values()]
+        command = [sys.executable, "-c", PASSING, ",".join(map(str, passed)), *command]
+    try:
+        with log.open("ab") as output:
+            return subprocess.Popen(
+                command, env=environment, cwd="/", stdin=subprocess.DEVNULL, stdout=output, stderr=output,
+                start_new_session=True,  # it outlives the command that started it
+                pass_fds=passed,
+            )  # fmt: skip
+    finally:
+        for fd in passed:
+            os.close(fd)
 
 
 def _groups(host_dir: Path) -> Path:

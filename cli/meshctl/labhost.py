@@ -119,14 +119,14 @@ class Host:
         path.write_text("\n".join(toml(settings)) + "\n")
         labdaemon.give(path.parent)
 
-    def begin(self, package: Path | None = None) -> None:
-        """Start the daemon without waiting for it. ``package``: see labdaemon.start."""
+    def begin(self, package: Path | None = None, manager: labdaemon.Manager | None = None) -> None:
+        """Start the daemon without waiting for it. ``package``, ``manager``: see labdaemon.start."""
         if self.alive:
             raise Failed(f"meshd already runs on {self.name}, pid {self.pid}")
         if self._process is not None:
             self._process.wait()  # it has ended: not alive
         config = self.lab.view.of(self.dir, self.name) / "etc" / "meshd.toml"
-        self._process = labdaemon.start(self.ns, self.dir, config, self.lab.view, self.log, package)
+        self._process = labdaemon.start(self.ns, self.dir, config, self.lab.view, self.log, package, manager)
         self.pid = self._process.pid
         self.started = labdaemon.started_at(self.pid) or 0
         self.lab.save()
@@ -193,9 +193,9 @@ class Host:
 
         wait_for(what, SETTLE_S, so)
 
-    def start(self, package: Path | None = None) -> None:
-        """Start the daemon and wait until it is ready. ``package``: see labdaemon.start."""
-        self.begin(package)
+    def start(self, package: Path | None = None, manager: labdaemon.Manager | None = None) -> None:
+        """Start the daemon and wait until it is ready. ``package``, ``manager``: see labdaemon.start."""
+        self.begin(package, manager)
         self.wait_ready()
 
     def kill(self) -> None:

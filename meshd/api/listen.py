@@ -1,5 +1,6 @@
-"""How a local socket comes to stand at its path: never with wider permissions than asked for, never in the
-place of one that another process still serves. Knows nothing of what is served.
+"""How a local socket comes to stand at its path: passed by systemd, whose it then stays, or made here: never with wider
+permissions than asked for, never in the place of one that another process still serves. Knows nothing of what is
+served.
 """
 
 import errno
@@ -7,12 +8,46 @@ import os
 import secrets
 import socket
 import stat
+from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
+
+import structlog
 
 from meshd import config
 from meshd.errors import Conflict, Unavailable
 
 SUN_PATH_BYTES = 107 - len(".12345678")  # unix(7), less the temporary name
+
+log = structlog.get_logger("meshd.api")
+
+
+class Standing(NamedTuple):
+    """Sockets that listen for one server. ``kept``: systemd's, which go on listening when this process ends."""
+
+    path: str
+    sockets: list[socket.socket]
+    kept: bool
+
+    def close(self) -> None:
+        """Close them; the path of one made here is taken away."""
+        for sock in self.sockets:
+            if self.kept:
+                sock.close()
+            else:
+                remove(self.path, sock)
+
+
+def stand(path: str, mode: int, group: int | None, passed: Sequence[socket.socket]) -> Standing:
+    """Return what listens for the server whose place is ``path``: the sockets that systemd ``passed``, else one made
+    there (see ``listen``). Mode, owner and path of systemd's are its unit's.
+    """
+    if not passed:
+        _make(Path(path).parent)
+        return Standing(path, [listen(path, mode, group)], kept=False)
+    for place in sorted({str(sock.getsockname()) for sock in passed} - {path}):
+        log.warning("systemd listens elsewhere than the configuration says", unit=place, configured=path)
+    return Standing(path, list(passed), kept=True)
 
 
 def listen(path: str, mode: int, group: int | None = None) -> socket.socket:
@@ -47,6 +82,16 @@ def listen(path: str, mode: int, group: int | None = None) -> socket.socket:
             hint = f"a socket's path has at most {SUN_PATH_BYTES} bytes: set a shorter [host] run_dir"
         raise Unavailable(f"cannot listen at {path}: {error.strerror or error}", hint) from None
     return sock
+
+
+def _make(run_dir: Path) -> None:
+    try:
+        run_dir.mkdir(mode=0o755, parents=True, exist_ok=True)
+    except OSError as error:
+        raise Unavailable(
+            f"{run_dir}: cannot be used as run_dir: {error.strerror}",
+            "make the directory and give it to the daemon's user, or set [host] run_dir",
+        ) from None
 
 
 def remove(path: str, sock: socket.socket) -> None:

@@ -5,15 +5,15 @@ routes together; decides nothing about requests.
 import grp
 import os
 import socket
+from collections.abc import Sequence
 from pathlib import Path
 
 import trio
 
 from meshd.api.http import Server
-from meshd.api.listen import listen, remove
+from meshd.api.listen import Standing, stand
 from meshd.api.peers import Access
 from meshd.api.routes import Api
-from meshd.errors import Unavailable
 from meshd.shell.usecase import ClusterLike
 
 SOCKET_NAME = "api.sock"
@@ -24,38 +24,37 @@ GROUP = "meshd"
 class ApiServer:
     """A listening api.sock; ``serve`` in a task of its own, ``stop`` to end it."""
 
-    def __init__(self, path: str, sock: socket.socket, server: Server) -> None:
-        self._path = path
-        self._sock = sock
+    def __init__(self, standing: Standing, server: Server) -> None:
+        self._standing = standing
         self._server = server
         self._ended = trio.Event()
 
-    async def serve(self) -> None:
-        """Serve until ``stop``."""
+    async def serve(self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Serve until ``stop``; started once connections are taken."""
         try:
-            await self._server.serve([self._sock])
+            await self._server.serve(self._standing.sockets, task_status)
         finally:
-            remove(self._path, self._sock)
+            self._standing.close()
             self._ended.set()
 
     async def stop(self) -> None:
-        """Take no more requests, wait for those under way (API_STOP_S at most), end streams, remove the socket."""
+        """Take no more requests, wait for those under way (API_STOP_S at most), end streams; a socket of our own
+        goes, one of systemd's is left to it."""
         self._server.stop()
         await self._ended.wait()
 
 
-async def open_api(cluster: ClusterLike, run_dir: Path) -> ApiServer:
-    """Listen at ``run_dir``/api.sock, for root, this daemon's own user and, to read, group meshd where there is
-    one. A run_dir that is missing is made, as where no unit does it. Raises Conflict when another daemon serves
-    there, Unavailable when it cannot be made.
+async def open_api(cluster: ClusterLike, run_dir: Path, passed: Sequence[socket.socket] = ()) -> ApiServer:
+    """Listen on what systemd ``passed`` for the API, else at ``run_dir``/api.sock, for root, this daemon's own user
+    and, to read, group meshd where there is one. A run_dir that is missing is made, as where no unit does it. Raises
+    Conflict when another daemon serves there, Unavailable when it cannot be made.
     """
     readers = await trio.to_thread.run_sync(_readers)
     access = Access(os.geteuid(), readers)
     mine = {os.getegid(), *os.getgroups()}
-    path = str(run_dir / SOCKET_NAME)
-    _make(run_dir)
-    sock = listen(path, SOCKET_MODE, readers if readers in mine or os.geteuid() == 0 else None)
-    return ApiServer(path, sock, Server(Api(cluster, access).handle, access.may_read))
+    group = readers if readers in mine or os.geteuid() == 0 else None
+    standing = stand(str(run_dir / SOCKET_NAME), SOCKET_MODE, group, passed)
+    return ApiServer(standing, Server(Api(cluster, access).handle, access.may_read))
 
 
 def _readers() -> int | None:
@@ -63,13 +62,3 @@ def _readers() -> int | None:
         return grp.getgrnam(GROUP).gr_gid
     except KeyError:
         return None
-
-
-def _make(run_dir: Path) -> None:
-    try:
-        run_dir.mkdir(mode=0o755, parents=True, exist_ok=True)
-    except OSError as error:
-        raise Unavailable(
-            f"{run_dir}: cannot be used as run_dir: {error.strerror}",
-            "make the directory and give it to the daemon's user, or set [host] run_dir",
-        ) from None

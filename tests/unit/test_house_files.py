@@ -1,6 +1,7 @@
 """The files an operator meets first: configuration, unit, sysctl, Makefile, README."""
 
 import re
+import shutil
 import subprocess
 import sys
 import tomllib
@@ -10,12 +11,18 @@ import msgspec
 import pytest
 
 from meshctl.main import COMMANDS
+from meshd.__main__ import EXIT_LEFT
 from meshd.config import Settings, parse
 
 ROOT = Path(__file__).parents[2]
 CONFIG = ROOT / "configs" / "meshd.toml"
 UNIT = ROOT / "systemd" / "meshd.service"
-EXPOSURE_TENTHS = "20"
+SOCKETS = {  # unit: FileDescriptorName=, path, mode, group (contract)
+    "meshd.socket": ("api", "/run/meshd/api.sock", "0660", "meshd"),
+    "meshd-cni.socket": ("cni", "/run/meshd/cni.sock", "0600", "root"),
+    "meshd-docker.socket": ("docker", Settings().host.docker_plugin_socket, "0600", "root"),
+}
+EXPOSURE_TENTHS = "18"
 
 
 def keys(text: str) -> set[str]:
@@ -50,6 +57,8 @@ def unit(tmp_path: Path) -> Path:
     """The unit as `make install` would install it, with an ExecStart= that exists on this machine."""
     text, replaced = re.subn(r"(?m)^ExecStart=\S+", f"ExecStart={sys.executable}", UNIT.read_text())
     assert replaced == 1
+    for name in SOCKETS:
+        shutil.copy(UNIT.with_name(name), tmp_path)
     installed = tmp_path / "meshd.service"
     installed.write_text(text)
     return installed
@@ -59,9 +68,31 @@ def analyze(*args: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(["systemd-analyze", *args], capture_output=True, text=True, check=False)
 
 
-def test_systemd_finds_nothing_wrong_with_the_unit(unit: Path) -> None:
-    done = analyze("verify", str(unit))
+def test_systemd_finds_nothing_wrong_with_the_units(unit: Path) -> None:
+    done = analyze("verify", str(unit), *(str(unit.with_name(name)) for name in SOCKETS))
     assert (done.returncode, done.stderr) == (0, "")
+
+
+@pytest.mark.parametrize("name", SOCKETS)
+def test_a_sockets_name_place_mode_and_owner_are_the_contracts(name: str) -> None:
+    lines = UNIT.with_name(name).read_text().splitlines()
+    descriptor, path, mode, group = SOCKETS[name]
+    assert {
+        f"FileDescriptorName={descriptor}",
+        f"ListenStream={path}",
+        f"SocketMode={mode}",
+        "SocketUser=root",
+        f"SocketGroup={group}",
+    } <= set(lines)
+    assert name == "meshd.socket" or "Service=meshd.service" in lines
+
+
+def test_no_client_starts_a_daemon_that_has_left() -> None:
+    lines = UNIT.read_text().splitlines()
+    assert f"RestartPreventExitStatus={EXIT_LEFT}" in lines
+    stop = next(line for line in lines if line.startswith("ExecStopPost="))
+    assert f"!= {EXIT_LEFT} ]" in stop
+    assert all(name in stop for name in SOCKETS)
 
 
 def test_systemd_would_find_a_mistake_in_the_unit(unit: Path) -> None:
