@@ -230,6 +230,7 @@ API_ACCEPT_PAUSE_S = 0.1  # out of descriptors or memory: accept again after thi
 API_HEADER_MAX_BYTES = 16 * 1024
 API_IDLE_S = 30.0  # a kept-alive connection without a request is closed after this
 API_READ_BYTES = 16 * 1024
+LISTED_AT_ONCE = 250  # endpoints shown before the loop gets its turn: 2 ms
 API_WRITE_BYTES = (
     64 * 1024
 )  # one write, to be taken within API_WRITE_S: a reader slower than 13 kB/s is cut off

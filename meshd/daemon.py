@@ -286,11 +286,7 @@ async def _check_limits(cluster: Cluster, first: dict[int, NeighLimit]) -> None:
 
 def _lost(cluster: Cluster) -> list[EndpointId]:
     """List endpoints that peers say are here and of which this host has no attachment: its state was lost."""
-    return [
-        e
-        for e, endpoint in cluster.endpoints.items()
-        if endpoint.host == cluster.me and e not in cluster.attachments
-    ]
+    return [e for e in cluster.endpoints.of(cluster.me) if e not in cluster.attachments]
 
 
 async def _never_moved(cluster: Cluster, moved: set[EndpointId]) -> list[EndpointId]:

@@ -99,12 +99,12 @@ async def _endpoints(call: Call) -> Response:
         netns_cookie=None if cookie is None else int(cookie),
         boot_id=query.get("boot_id"),
     )
-    return _json(views.endpoints(call.cluster, wanted))
+    return Response(body=await views.endpoints(call.cluster, wanted) + b"\n")
 
 
 def _known_host(cluster: ClusterLike, name_or_id: str) -> str:
     """Return what names a host, or raise NotFound: an empty list would say that it has no endpoints."""
-    hosts = {*cluster.members, *(endpoint.host for endpoint in cluster.endpoints.values())}
+    hosts = {*cluster.members, *cluster.endpoints.hosts()}
     if any(name_or_id in (cluster.host_name(host), text_id(host)) for host in hosts):
         return name_or_id
     raise NotFound(f"no host {name_or_id[:OBJECT_MAX_CHARS]!r}", "meshctl members lists them")

@@ -2,8 +2,12 @@
 request.
 """
 
+import heapq
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+
+import msgspec
+import trio
 
 from meshd import __version__
 from meshd.api.shapes import (
@@ -25,6 +29,7 @@ from meshd.api.shapes import (
     StatusShape,
     TokenShape,
 )
+from meshd.config import LISTED_AT_ONCE
 from meshd.model import Endpoint, EndpointId, Item, Network, NetworkId, text_id, text_ip, text_mac
 from meshd.plan.objects import Finding
 from meshd.shell import networks
@@ -87,9 +92,9 @@ def status(cluster: ClusterLike) -> StatusShape:
 def all_networks(cluster: ClusterLike) -> list[NetworkShape]:
     """Show all networks, ``none`` and ``host`` first, then by name."""
     fixed = [NetworkShape(*_unmanaged(name)) for name in networks.UNMANAGED]
-    shown, used = networks.shown(cluster), networks.counts(cluster.endpoints.values())
+    shown, used = networks.shown(cluster), cluster.endpoints.users
     found = [
-        NetworkShape(*_network(cluster, item, shown[item.id], used[item.id]))
+        NetworkShape(*_network(cluster, item, shown[item.id], used(item.id).total()))
         for item in networks.live(cluster)
     ]
     return fixed + sorted(found, key=lambda shape: shape.name)
@@ -108,7 +113,7 @@ def named_network(cluster: ClusterLike, name_or_id: str) -> NetworkDetail:
 def network(cluster: ClusterLike, item: Item) -> NetworkDetail:
     """Show all of one network."""
     body = networks.facts(item)
-    used = sum(networks.users(cluster, item.id).values())
+    used = cluster.endpoints.users(item.id).total()
     blocks = [
         BlockShape(found.block, None if found.owner is None else cluster.host_name(found.owner), found.free)
         for found in networks.blocks(cluster, item)
@@ -242,25 +247,51 @@ class EndpointFilter:
         self.netns_cookie = netns_cookie
         self.boot_id = boot_id
 
-    def select(self, cluster: ClusterLike) -> Iterable[tuple[EndpointId, Endpoint]]:
-        """Yield the endpoints wanted."""
-        for endpoint_id, endpoint in cluster.endpoints.items():
-            attachment = cluster.attachments.get(endpoint_id)
+    def select(self, cluster: ClusterLike) -> Iterator[EndpointId]:
+        """Yield the endpoints wanted, at the cost of those that the narrowest index leaves."""
+        found: Iterable[EndpointId] = cluster.endpoints
+        if self.netns_cookie is not None or self.boot_id is not None:
+            found = (id_ for id_ in cluster.attachments if id_ in cluster.endpoints)
+        elif self.network is not None:
+            found = cluster.endpoints.on(self.network)
+        names = {host: (cluster.host_name(host), text_id(host)) for host in cluster.endpoints.hosts()}
+        for endpoint_id in found:
+            endpoint, attachment = cluster.endpoints[endpoint_id], cluster.attachments.get(endpoint_id)
             cookie, boot = (attachment.netns_cookie, attachment.boot_id) if attachment else (None, None)
             if (
                 self.network in (None, endpoint.network)
-                and self.host in (None, cluster.host_name(endpoint.host), text_id(endpoint.host))
+                and (self.host is None or self.host in names[endpoint.host])
                 and self.netns_cookie in (None, cookie)
                 and self.boot_id in (None, boot)
             ):
-                yield endpoint_id, endpoint
+                yield endpoint_id
 
 
-def endpoints(cluster: ClusterLike, wanted: EndpointFilter) -> list[EndpointShape]:
-    """Show the endpoints wanted, by network, name and id."""
+async def endpoints(cluster: ClusterLike, wanted: EndpointFilter) -> bytes:
+    """Show the endpoints wanted as a JSON list, by network, name and id. There may be 100,000: the loop has its turn
+    every LISTED_AT_ONCE of them, and one that goes meanwhile is not shown."""
     view = EndpointView(cluster)
-    found = [view.show(endpoint_id, endpoint) for endpoint_id, endpoint in wanted.select(cluster)]
-    return sorted(found, key=lambda shape: (shape.network, shape.name, shape.id))
+    slices: list[list[EndpointShape]] = []
+    for some in _slices([*wanted.select(cluster)]):
+        slices.append([view.show(id_, cluster.endpoints[id_]) for id_ in some if id_ in cluster.endpoints])
+        await trio.lowlevel.checkpoint()
+    return await trio.to_thread.run_sync(_listed, slices)
+
+
+def _slices(ids: list[EndpointId]) -> Iterator[list[EndpointId]]:
+    return (ids[start : start + LISTED_AT_ONCE] for start in range(0, len(ids), LISTED_AT_ONCE))
+
+
+def _listed(slices: list[list[EndpointShape]]) -> bytes:
+    """Sort and encode, in steps that are short too: sorting and encoding all at once is one step for all threads."""
+    for some in slices:
+        some.sort(key=_order)
+    ordered = heapq.merge(*slices, key=_order)
+    return b"[" + b",".join(map(msgspec.json.encode, ordered)) + b"]"
+
+
+def _order(shape: EndpointShape) -> tuple[str, str, str]:
+    return shape.network, shape.name, shape.id
 
 
 def diff(findings: dict[str, list[Finding]]) -> DiffShape:

@@ -412,8 +412,8 @@ def _mac(cluster: ClusterLike, network: Item, endpoint_id: EndpointId, wanted: s
     mac = parse_mac(wanted)
     if mac == names.gateway_mac(network.id):
         raise Conflict(f"mac: {wanted} is the gateway's of network {networks.facts(network).name}", OTHER_MAC)
-    for other in cluster.endpoints.values():
-        if other.network == network.id and other.mac == mac:
+    for other in map(cluster.endpoints.__getitem__, cluster.endpoints.on(network.id)):
+        if other.mac == mac:
             raise Conflict(
                 f"mac: {wanted} is endpoint {other.name}'s on {cluster.host_name(other.host)}", OTHER_MAC
             )

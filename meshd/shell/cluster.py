@@ -66,6 +66,7 @@ from meshd.shell.reconcile import Reconciler
 from meshd.shell.streams import Streams
 from meshd.shell.usecase import Figures
 from meshd.state.deeds import DeedBook
+from meshd.state.roster import Roster
 from meshd.state.store import Change, Store
 from meshd.state.usage import Usage
 from meshd.swim import events as swim
@@ -121,7 +122,7 @@ class Cluster:
         self.events = EventBus(time.time)
         self.alarms: dict[str, str] = {}
         self.networks: dict[NetworkId, Network] = {}
-        self.endpoints: dict[EndpointId, Endpoint] = {}
+        self.endpoints = Roster()
         self.hosts: dict[HostId, HostFacts] = {}
         self.attachments: dict[EndpointId, Attachment] = {}
         self._stopped: dict[str, str] = {}  # why no address may be given: the alarm's kind, its text
@@ -590,9 +591,9 @@ class Cluster:
 
     def _publish_endpoints(self, kind: str, host: HostId) -> None:
         """Say of a host's endpoints what became of them; of very many a few by name and the number of the rest."""
-        found = [(id_, endpoint) for id_, endpoint in self.endpoints.items() if endpoint.host == host]
-        for id_, endpoint in found[:STALE_EVENTS_MAX]:
-            self.events.publish(kind, **self._endpoint_fields(id_, endpoint))
+        found = [*self.endpoints.of(host)]
+        for id_ in found[:STALE_EVENTS_MAX]:
+            self.events.publish(kind, **self._endpoint_fields(id_, self.endpoints[id_]))
         if len(found) > STALE_EVENTS_MAX:
             self.events.publish(kind, host=self.host_name(host), more=len(found) - STALE_EVENTS_MAX)
 

@@ -41,13 +41,11 @@ async def keep_all(cluster: ClusterLike) -> None:
 def _here(cluster: ClusterLike, network_id: bytes) -> tuple[EndpointId | None, bool]:
     """Return this host's own endpoint on a network, and whether another is here or just coming."""
     mine, others = None, cluster.desk.is_attaching(network_id)
-    for id_, attachment in cluster.attachments.items():
-        endpoint = cluster.endpoints.get(id_)
-        if endpoint is None or endpoint.network != network_id:
-            continue
-        if attachment.netns_cookie == HOST_NETNS:
+    for id_ in cluster.endpoints.at(network_id, cluster.me):
+        attachment = cluster.attachments.get(id_)
+        if attachment is not None and attachment.netns_cookie == HOST_NETNS:
             mine = id_
-        else:
+        elif attachment is not None:
             others = True
     return mine, others
 

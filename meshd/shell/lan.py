@@ -96,7 +96,8 @@ async def _read(cluster: ClusterLike, name: str | None) -> Parent:
 
 async def _users(cluster: ClusterLike, parent: str) -> dict[bytes, Network]:
     """Return the networks that have endpoints of this host on a parent."""
-    using = {endpoint.network for e, endpoint in cluster.endpoints.items() if e in cluster.attachments}
+    mine = cluster.endpoints.networks_of(cluster.me)
+    using = {n for n in mine if any(e in cluster.attachments for e in cluster.endpoints.at(n, cluster.me))}
     found: dict[bytes, Network] = {}
     default: str | None = None
     for network_id in using:

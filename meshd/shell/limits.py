@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from meshd.config import BRIDGE_PORTS_MAX, NEIGH_ALARM
 from meshd.errors import Unavailable
 from meshd.kernel.neighlimits import NeighLimit
-from meshd.model import EndpointId, NetworkId
+from meshd.model import NetworkId
 from meshd.shell.usecase import ClusterLike
 from meshd.state.lan import LAN_DRIVERS
 
@@ -24,7 +24,7 @@ def check_ports(cluster: ClusterLike, network: NetworkId, name: str, driver: str
     """Refuse an endpoint that the network's bridge has no port for. Raises Unavailable."""
     if driver in LAN_DRIVERS:
         return  # no bridge, no ports
-    used = sum(1 for e in cluster.attachments if _network(cluster, e) == network)
+    used = sum(1 for e in cluster.endpoints.at(network, cluster.me) if e in cluster.attachments)
     room = BRIDGE_PORTS_MAX - (1 if driver == "overlay" else 0)  # the VXLAN device is a port too
     if used >= room:
         raise Unavailable(
@@ -32,11 +32,6 @@ def check_ports(cluster: ClusterLike, network: NetworkId, name: str, driver: str
             f" {BRIDGE_PORTS_MAX}; nothing was changed",
             "attach it on another host, or to another network",
         )
-
-
-def _network(cluster: ClusterLike, endpoint: EndpointId) -> NetworkId | None:
-    found = cluster.endpoints.get(endpoint)
-    return None if found is None else found.network
 
 
 def neighbours_needed(cluster: ClusterLike) -> dict[int, int]:

@@ -8,14 +8,12 @@ they replace, so that hosts which act at once write one record and not many.
 """
 
 from collections import Counter
-from collections.abc import Iterable
 
 import msgspec
 
 from meshd.errors import BadRequest, Conflict, Unavailable
 from meshd.model import (
     ID_BYTES,
-    Endpoint,
     EndpointId,
     HostId,
     Item,
@@ -177,7 +175,7 @@ async def remove_network(cluster: ClusterLike, name_or_id: str) -> Item:
         if is_local(item) and name in BUILTIN_NAMES:
             raise BadRequest(f"network {name} cannot be removed: it always exists")
         with cluster.desk.closing(item.id, name):
-            using = users(cluster, item.id)
+            using = cluster.endpoints.users(item.id)
             if using:
                 total, told = sum(using.values()), ", ".join(_told(cluster, using))
                 raise Conflict(
@@ -186,11 +184,6 @@ async def remove_network(cluster: ClusterLike, name_or_id: str) -> Item:
                 )
             await cluster.commit([_tombstone(item)])
     return item
-
-
-def users(cluster: ClusterLike, network: NetworkId) -> Counter[HostId]:
-    """Count a network's live endpoints by host."""
-    return Counter(endpoint.host for endpoint in cluster.endpoints.values() if endpoint.network == network)
 
 
 def _told(cluster: ClusterLike, using: Counter[HostId]) -> list[str]:
@@ -218,7 +211,7 @@ async def keep_if_in_use(cluster: ClusterLike, before: Item) -> None:
     now = cluster.store.get(before.kind, before.id)
     if now is None or not now.dead or not isinstance(before.body, Network):
         return
-    if not users(cluster, before.id)[cluster.me]:
+    if not cluster.endpoints.at(before.id, cluster.me):
         return
     version = Version(0, now.version.counter + 1, now.version.writer)
     kept = msgspec.structs.replace(before.body, removing=True)
@@ -233,7 +226,7 @@ async def on_endpoint_gone(cluster: ClusterLike, network: NetworkId) -> None:
             item is not None
             and isinstance(item.body, Network)
             and item.body.removing
-            and not users(cluster, network)
+            and not cluster.endpoints.users(network)
         ):
             await cluster.commit([_tombstone(item)])
 
@@ -242,8 +235,3 @@ async def finish_removals(cluster: ClusterLike) -> None:
     """Remove what was being removed when the daemon stopped; call once, at start."""
     for item in live(cluster):
         await on_endpoint_gone(cluster, item.id)
-
-
-def counts(endpoints: Iterable[Endpoint]) -> Counter[NetworkId]:
-    """Count endpoints by network."""
-    return Counter(endpoint.network for endpoint in endpoints)

@@ -71,8 +71,8 @@ def _takes(listener: Listener, one: Publication) -> bool:
 @contextmanager
 def reserved(cluster: ClusterLike, wanted: Sequence[Publication]) -> Iterator[None]:
     """Keep others from publishing the same while an endpoint is made. Raises Conflict naming who has it."""
-    for endpoint in cluster.endpoints.values():
-        if endpoint.host == cluster.me and endpoint.published:
+    for endpoint in map(cluster.endpoints.__getitem__, cluster.endpoints.of(cluster.me)):
+        if endpoint.published:
             held = [Publication.parse(text) for text in endpoint.published]
             _refuse(wanted, held, f"endpoint {endpoint.name}")
     _refuse(

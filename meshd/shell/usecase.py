@@ -16,7 +16,6 @@ from meshd.kernel.vxlans import ForeignVxlan
 from meshd.model import (
     Address,
     Attachment,
-    Endpoint,
     EndpointId,
     HostFacts,
     HostId,
@@ -33,6 +32,7 @@ from meshd.plan.view import View
 from meshd.shell.desk import Desk
 from meshd.shell.events import EventBus
 from meshd.state.deeds import DeedBook
+from meshd.state.roster import Roster
 from meshd.state.store import Store
 from meshd.state.usage import Usage
 from meshd.swim.members import Member
@@ -213,7 +213,7 @@ class ClusterLike(Protocol):
         ...
 
     @property
-    def endpoints(self) -> Mapping[EndpointId, Endpoint]:
+    def endpoints(self) -> Roster:
         """Live endpoints of all hosts."""
         ...
 

@@ -34,6 +34,7 @@ class Store:
         """``secret``: keys the digest; the cluster's, never rotated."""
         self._kinds: dict[int, dict[bytes, Item]] = {kind: {} for kind in Kind}
         self._by_origin: dict[HostId, dict[bytes, None]] = {}
+        self._highest: dict[HostId, int] = {}  # sequence seen of each origin
         self.digests = DigestTable(secret)
 
     @property
@@ -90,6 +91,7 @@ class Store:
             if before is not None:
                 self._by_origin.get(before.origin, {}).pop(item.id, None)
             self._by_origin.setdefault(item.origin, {})[item.id] = None
+            self._highest[item.origin] = max(item.seq, self._highest.get(item.origin, 0))
         elif item.kind == Kind.HOST:
             changes += self._sink(item.id)
         return changes
@@ -112,8 +114,7 @@ class Store:
 
     def own_sequence(self, me: HostId) -> int:
         """Return the highest sequence known of this origin; the next write must be above it."""
-        endpoints = self._kinds[Kind.ENDPOINT]
-        return max((endpoints[i].seq for i in self._by_origin.get(me, ())), default=self.floor(me))
+        return max(self._highest.get(me, 0), self.floor(me))
 
     def collect(self, me: HostId) -> list[Item]:
         """Return the items to write so that this origin's tombstones can go, [] while there is little to gain.

@@ -32,6 +32,7 @@ from meshd.shell.events import EventBus
 from meshd.shell.space import answer_block_ask
 from meshd.shell.usecase import Figures
 from meshd.state.deeds import DeedBook
+from meshd.state.roster import Roster
 from meshd.state.store import Store
 from meshd.state.usage import Usage
 from meshd.swim.members import Member
@@ -154,7 +155,8 @@ class FakeCluster:
         self.store = Store(self.secret)
         self.deeds = DeedBook()
         self.usage = Usage()
-        self.networks, self.endpoints, self.hosts, self.attachments = {}, {}, {}, {}
+        self.networks, self.hosts, self.attachments = {}, {}, {}
+        self.endpoints = Roster()
         self.events = EventBus(lambda: 1234.5)
         self.desk = Desk()
         self.reconciler = FakeReconciler()
