@@ -12,12 +12,14 @@ from typing import Any, ClassVar, TypeVar
 
 from meshd.errors import KernelError
 from meshd.kernel import addresses, netlink, nexthops, rows
+from meshd.kernel.conntrack import Conntrack
 from meshd.kernel.echoes import Echoes, RowNote
 from meshd.kernel.gates import Gates
 from meshd.kernel.links import Links
 from meshd.kernel.nft import Firewall
 from meshd.model import text_ip, text_mac
 from meshd.plan import elements
+from meshd.plan.elements import Elements
 from meshd.plan.ops import (
     DelAddr,
     DelElement,
@@ -38,6 +40,7 @@ from meshd.plan.ops import (
     RenameLink,
     SetFirewall,
 )
+from meshd.plan.tracked import doubt
 
 O = TypeVar("O")  # noqa: E741
 Failures = list[tuple[Op, KernelError]]
@@ -126,6 +129,11 @@ class Applier:
         self._links = links
         self._firewall = firewall
         self._echoes = echoes
+        self._conntrack = Conntrack()
+
+    def close(self) -> None:
+        """Close what was opened here."""
+        self._conntrack.close()
 
     def apply(self, ops: Sequence[Op]) -> Failures:
         """Carry out ops in order; return those that failed, with the reason."""
@@ -170,7 +178,7 @@ class Applier:
         return answers
 
     _ALONE: ClassVar[dict[type, Callable[["Applier", Any], None]]] = {
-        SetFirewall: lambda self, op: self._firewall.set(op.text, dict(op.elements)),
+        SetFirewall: lambda self, op: self._set_firewall(op.text, dict(op.elements)),
         OpenGate: lambda self, op: self._gates.open(op.gate),
         LeaveGate: lambda self, op: self._gates.leave(op.gate),
     }
@@ -180,12 +188,27 @@ class Applier:
         """Carry out ops on elements in one transaction; they fail together."""
         try:
             if kind is PutElement:
-                self._firewall.change({op.element: op.data for op in ops}, {})
+                puts = {op.element: op.data for op in ops}
+                self._firewall.change(puts, {})
+                self._forget(puts)
             else:
-                self._firewall.change({}, {op.element: b"" for op in ops})
+                gone = {op.element: b"" for op in ops}
+                self._firewall.change({}, gone)
+                self._forget({}, gone)
         except KernelError as error:
             return [error] * len(ops)
         return [None] * len(ops)
+
+    def _set_firewall(self, text: str, whole: Elements) -> None:
+        if self._firewall.set(text, whole):
+            self._forget(whole)  # what came while there were no tables went past every publication
+
+    def _forget(self, puts: Elements, gone: Iterable[elements.Element] = ()) -> None:
+        """Have the kernel forget connections that are not true any more, now that the rules say otherwise."""
+        self._conntrack.forget(doubt(puts, gone), self._local_addresses)
+
+    def _local_addresses(self) -> set[bytes]:
+        return {seen.ip for seen in addresses.parse(self._netlink.dump(addresses.dump_request()))}
 
     def _rows(self, groups: Groups, failures: Failures) -> None:
         """Carry out groups of ops that are one message each."""

@@ -60,6 +60,7 @@ class Namespace:
         """Close the sockets; the kernel keeps what was programmed."""
         self._netlink.close()
         self._firewall.close()
+        self._applier.close()
 
     def __enter__(self) -> Self:
         return self

@@ -76,13 +76,14 @@ class Firewall:
         self._generation = generation if self.generation() == generation else None
         return self._text, dict(self._elements)
 
-    def set(self, text: str, elements: Mapping[Element, bytes] | None = None) -> None:
+    def set(self, text: str, elements: Mapping[Element, bytes] | None = None) -> bool:
         """Replace the tables by ``text`` with ``elements`` in one transaction and seal them; "" deletes them. Nothing
-        is done if they are that already. Raises KernelError with the old tables in place."""
+        is done, and False returned, if they are that already. Raises KernelError with the old tables in place."""
         elements = dict(elements or {})
         if self.current(text) == (text, elements):
-            return
+            return False
         self._replace(text, elements)
+        return True
 
     def change(self, puts: Mapping[Element, bytes], deletes: Mapping[Element, bytes]) -> None:
         """Add and delete elements in one transaction, at a cost that does not depend on how many there are.

@@ -97,6 +97,25 @@ def data(name: str, *values: bytes) -> bytes:
     return _pack(SETS[name].data, values)
 
 
+def key_fields(of: Element) -> list[bytes]:
+    """Return an element's key field by field, as ``element`` was given it (a device's name padded)."""
+    return _unpack(SETS[of.set].key, of.key)
+
+
+def value_fields(of: Element, value: bytes) -> list[bytes]:
+    """Return what a map's element leads to field by field, as ``data`` was given it."""
+    return _unpack(SETS[of.set].data, value)
+
+
+def _unpack(kinds: tuple[str, ...], packed: bytes) -> list[bytes]:
+    found, offset = [], 0
+    for kind in kinds:
+        size = FIELDS[kind].size
+        found.append(packed[offset : offset + size])
+        offset += _padded(size)
+    return found
+
+
 def device(of: Element) -> str:
     """Return the device that an element is about, or ""."""
     if SETS[of.set].key[0] != "ifname":
@@ -112,12 +131,8 @@ def text(of: Element, value: bytes = b"") -> str:
 
 
 def _text(kinds: tuple[str, ...], packed: bytes) -> str:
-    parts, offset = [], 0
-    for kind in kinds:
-        field = FIELDS[kind]
-        parts.append(field.text(packed[offset : offset + field.size]))
-        offset += _padded(field.size)
-    return " . ".join(parts)
+    fields = zip(kinds, _unpack(kinds, packed), strict=True)
+    return " . ".join(FIELDS[kind].text(value) for kind, value in fields)
 
 
 def declarations(family: str) -> Iterable[str]:

@@ -45,14 +45,22 @@ while True:
 
 CLIENT = """
 import json, socket, sys
+TRIES = {"tcp": 1, "udp": 3}  # a datagram may be lost
 def ask(kind, host, port):
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     with socket.socket(family, socket.SOCK_STREAM if kind == "tcp" else socket.SOCK_DGRAM) as sock:
         sock.settimeout(SECONDS)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        sock.bind(("", FROM_PORT))
         try:
             sock.connect((host, port))
-            sock.send(b"who am I")
-            return sock.recv(100).decode()
+            for left in reversed(range(TRIES[kind])):
+                sock.send(b"who am I")
+                try:
+                    return sock.recv(100).decode()
+                except TimeoutError:
+                    if not left:
+                        raise
         except OSError as error:
             return type(error).__name__
 print(json.dumps([ask(*one) for one in json.loads(sys.argv[1])]))
@@ -63,13 +71,26 @@ V4, V6 = labnet.address(1), labnet.address(1, 6)
 BOTH = ("tcp", "udp")
 
 
-def asked(ns: str, *questions: tuple[str, str, int], seconds: float = 5.0) -> list[str]:
+def asked(ns: str, *questions: tuple[str, str, int], seconds: float = 5.0, from_port: int = 0) -> list[str]:
     """Ask servers from a namespace; return who they say is asking, or the error's name."""
+    code = CLIENT.replace("SECONDS", str(seconds)).replace("FROM_PORT", str(from_port))
     done = subprocess.run(
-        ["ip", "netns", "exec", ns, sys.executable, "-c", CLIENT.replace("SECONDS", str(seconds)), json.dumps(questions)],
+        ["ip", "netns", "exec", ns, sys.executable, "-c", code, json.dumps(questions)],
         capture_output=True, text=True, check=True,
     )  # fmt: skip
     return list(json.loads(done.stdout))
+
+
+@contextlib.contextmanager
+def explained(host: Host) -> Iterator[None]:
+    """Where the body fails, show what the host's kernel remembers and counted before anything is taken away."""
+    try:
+        yield
+    except BaseException:
+        for command in ("cat /proc/net/nf_conntrack", "nft list ruleset", "ip -s link", "cat /proc/net/softnet_stat",
+                        "nstat -az IcmpOutRateLimitHost IcmpOutRateLimitGlobal IpInDiscards"):  # fmt: skip
+            print(f"--- {command} on {host.name}\n{host.run(*command.split()).stdout}")
+        raise
 
 
 def served(endpoint: Attached) -> contextlib.AbstractContextManager[None]:
@@ -140,6 +161,27 @@ def test_a_published_port_is_reached_from_everywhere_and_hears_who_asks(
         finally:
             labnet.ip("-n", lab3.lan, "route", "del", web.v4)
     assert "published" not in json.dumps(host.json("diff")["missing"])
+
+
+def test_a_client_that_keeps_its_port_follows_a_publication_to_another_endpoint(
+    lab3: Lab, attach: Attach
+) -> None:
+    """The kernel remembers where a client's packets go for as long as he goes on; a name server's clients do."""
+    host = lab3.hosts[0]
+
+    def answer(seconds: float = 2.0) -> list[str]:
+        return asked(lab3.lan, *((kind, V4, 5300) for kind in BOTH), seconds=seconds, from_port=5301)
+
+    publish = ("--publish", "5300:80", "--publish", "5300:80/udp")
+    with explained(host):
+        for _ in range(2):
+            assert set(answer(seconds=0.2)) <= {*NOTHING, "OSError"}  # remembered too: as for the host itself
+            web = attach(host, "bridge", *publish)
+            with served(web):
+                assert answer() == [LAN_V4] * 2
+            host.json("detach", "bridge", "--netns", web.path)
+            remembered = host.run("cat", "/proc/net/nf_conntrack").stdout
+            assert f"={web.v4} " not in remembered
 
 
 def test_a_named_address_is_the_only_one(lab3: Lab, attach: Attach) -> None:
@@ -265,7 +307,8 @@ def other_firewall(host: Host, ruleset: str) -> Iterator[None]:
     path.write_text(ruleset)
     assert host.run("nft", "-f", str(path)).stderr == ""
     try:
-        yield
+        with explained(host):
+            yield
     finally:
         for table in ruleset.split("table ")[1:]:
             host.run("nft", "delete", "table", *table.split()[:2])
