@@ -54,6 +54,18 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
                 item.add_marker(pytest.mark.skip(reason="needs root: it makes network namespaces"))
 
 
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Show the isolation matrix, whatever came of it (lab/isolation.py)."""
+    for reports in list(terminalreporter.stats.values()):
+        for report in reports:
+            for name, lines in getattr(report, "user_properties", ()):
+                if name == "isolation" and report.when == "call":
+                    terminalreporter.section(
+                        "isolation matrix: who reaches whom, on one host and across hosts"
+                    )
+                    terminalreporter.write("\n".join(lines) + "\n")
+
+
 class Opened:
     """This checkout and its Python as another user can use them, also where that user cannot reach it: by a bind
     mount in a mount namespace of the command's own."""

@@ -45,3 +45,19 @@ def arp(operation, sender_mac, sender, target_mac, target):
 
 def vxlan(vni, frame):
     return struct.pack(">II", 0x08000000, vni << 8) + frame
+
+
+def checked(src, dst, protocol, segment):
+    """A UDP or TCP segment in a packet, its checksum right, so that a receiver's conntrack takes it for valid."""
+    at = {17: 6, 6: 16}[protocol]
+    if len(src) == 4:
+        pseudo = struct.pack(">4s4sBBH", src, dst, 0, protocol, len(segment))
+    else:
+        pseudo = struct.pack(">16s16sIHBB", src, dst, len(segment), 0, 0, protocol)
+    segment = segment[:at] + struct.pack(">H", _sum(pseudo + segment) or 0xFFFF) + segment[at + 2 :]
+    return (ip4 if len(src) == 4 else ip6)(src, dst, segment, protocol)
+
+
+def syn(sport, dport, payload):
+    """A TCP segment that begins a connection, with data, which a listener ignores."""
+    return struct.pack(">HHIIBBHHH", sport, dport, 1, 0, 5 << 4, 2, 65535, 0, 0) + payload
