@@ -22,9 +22,10 @@ from meshd.plan.objects import GATE_ACCEPTS, Gate, GateState
 FAMILIES = ("ip", "ip6", "inet")
 DOCKER_USER = "DOCKER-USER"
 COMMENT = "meshd: open_forward"
-OURS = (f"{names.BRIDGE}*", f"{names.HOST}*")
-PLACES = tuple((way, device) for device in OURS for way in ("iifname", "oifname"))
-"""One accept each: packets from and to our bridges, from and to the host's own devices on overlays."""
+PLACES = tuple((way, f"{names.BRIDGE}*") for way in ("iifname", "oifname"))
+"""One accept each: packets from and to our bridges and the host's own devices on overlays."""
+_FORMER = tuple((way, "mx*") for way in ("iifname", "oifname"))
+"""Also ours, and to go: what named the host's own devices before they were called like the bridges."""
 _LAST_WORDS = {"drop", "reject"}
 
 
@@ -113,7 +114,8 @@ def _place(rule: dict[str, Any]) -> tuple[str, str] | None:
         return None
     match = said[0]["match"]
     way = match.get("left", {}).get("meta", {}).get("key") if isinstance(match.get("left"), dict) else None
-    return next((place for place in PLACES if place == (way, match.get("right"))), None)
+    known = (*PLACES, *_FORMER) if rule.get("comment") == COMMENT else PLACES
+    return next((place for place in known if place == (way, match.get("right"))), None)
 
 
 def _accepts(rules: list[dict[str, Any]]) -> int:

@@ -253,7 +253,7 @@ def _host_end(kernel: Kernel, view: View, id_: EndpointId, endpoint: Endpoint, n
     if attachment is None:
         return  # attached by an earlier boot and about to be released: there is no link to speak of
     alias, mtu = names.alias(view.cluster, endpoint.network), network_mtu(view, network)
-    is_host = attachment.netns_cookie == HOST_NETNS
+    is_host, far = attachment.netns_cookie == HOST_NETNS, names.host(endpoint.network)
     kernel.links[attachment.host_if] = Link(
         attachment.host_if,
         "veth",
@@ -261,10 +261,9 @@ def _host_end(kernel: Kernel, view: View, id_: EndpointId, endpoint: Endpoint, n
         mtu,
         master=bridge_name(endpoint.network, network),
         port=CONTAINER_PORT,
-        peer=attachment.peer_if if is_host else None,
+        peer=far if is_host else None,
     )
     if is_host:
-        far = attachment.peer_if
         kernel.links[far] = Link(
             far, "veth", alias, mtu, mac=endpoint.mac, peer=attachment.host_if, narrow=True
         )

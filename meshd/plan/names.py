@@ -16,9 +16,11 @@ NAME_HEX = 8
 """Hex digits of an id in a device name: IFNAMSIZ leaves 15 characters, people leave fewer."""
 
 OVERLAY_BRIDGE = BRIDGE = "mo"
-"""One beginning for every bridge of ours, so that one pair of rules in somebody else's chain names them all."""
-VXLAN, VETH, PEER, HOST, GUEST = "mv", "mh", "mp", "mx", "mu"
-PREFIXES = (BRIDGE, VXLAN, VETH, PEER, HOST, GUEST)
+HOST = BRIDGE + "x"
+"""One beginning for every bridge of ours and the host's own device beside it, so that one pair of rules in somebody
+else's chain names all that packets are routed to and from."""
+VXLAN, VETH, PEER, GUEST = "mv", "mh", "mp", "mu"
+PREFIXES = (HOST, BRIDGE, VXLAN, VETH, PEER, GUEST)
 NEXTHOP_SLOTS = 1 << 23
 GROUP_OFFSET = NEXTHOP_SLOTS
 """A host's group id is its nexthop id plus this: base + [0, 2**23) are nexthops, the next 2**23 groups."""
@@ -62,8 +64,8 @@ def guest(endpoint: EndpointId) -> str:
 
 def is_ours(name: str) -> bool:
     """Tell whether a device is named as ours are; only the alias proves that it is ours."""
-    hex_part = name[2:]
-    return name.startswith(PREFIXES) and len(hex_part) == NAME_HEX and not hex_part.strip("0123456789abcdef")
+    hex_part = name.removeprefix(next((prefix for prefix in PREFIXES if name.startswith(prefix)), name))
+    return len(hex_part) == NAME_HEX and not hex_part.strip("0123456789abcdef")
 
 
 def _local_mac(seed: bytes) -> bytes:

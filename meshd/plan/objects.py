@@ -129,8 +129,8 @@ class NeighKey(msgspec.Struct, frozen=True, order=True, gc=False):
     ip: bytes
 
 
-GATE_ACCEPTS = 4
-"""In a gate: an accept for packets from our bridges and one for packets to them, and so for the host's own devices."""
+GATE_ACCEPTS = 2
+"""In a gate: an accept for packets from our bridges and the host's own devices, and one for packets to them."""
 
 
 class Gate(msgspec.Struct, frozen=True, order=True):

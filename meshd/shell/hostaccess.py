@@ -7,10 +7,12 @@ the kernel: whoever attached or detached asks for it, and the daemon's housekeep
 
 import re
 
+import msgspec
+
 from meshd.model import HOST_NETNS, Attachment, Endpoint, EndpointId, Item, Kind, Version
 from meshd.plan import names
 from meshd.shell import networks, space
-from meshd.shell.detach import release
+from meshd.shell.detach import item_of, release
 from meshd.shell.usecase import ClusterLike
 from meshd.state.layout import IndexSpace
 
@@ -30,12 +32,35 @@ async def keep(cluster: ClusterLike, network: Item) -> None:
             await _make(cluster, network)
         elif mine is not None and not others:
             await release(cluster, [mine])
+        elif mine is not None and cluster.endpoints[mine].ifname != names.host(network.id):
+            await _call_anew(cluster, network, mine)
 
 
 async def keep_all(cluster: ClusterLike) -> None:
     """Do it for every network. Raises Unavailable."""
     for network in networks.live(cluster):
         await keep(cluster, network)
+
+
+async def _call_anew(cluster: ClusterLike, network: Item, id_: EndpointId) -> None:
+    """Write down the name that its device has now; an earlier version of this program called it otherwise. The
+    reconciler renames the device, with all that is on it."""
+    name = names.host(network.id)
+    told, plugged = item_of(cluster, id_), cluster.store.get(Kind.ATTACHMENT, id_)
+    if told is None or plugged is None:
+        return
+    next_ = msgspec.structs.replace
+    endpoint = next_(cluster.endpoints[id_], ifname=name)
+    attachment = next_(cluster.attachments[id_], ifname=name, peer_if=name)
+    version, at = (
+        item.version._replace(counter=item.version.counter + 1, writer=cluster.me) for item in (told, plugged)
+    )
+    await cluster.commit(
+        [
+            Item(Kind.ENDPOINT, id_, version, endpoint, origin=cluster.me, seq=cluster.next_seq()),
+            Item(Kind.ATTACHMENT, id_, at, attachment),
+        ]
+    )
 
 
 def _here(cluster: ClusterLike, network_id: bytes) -> tuple[EndpointId | None, bool]:

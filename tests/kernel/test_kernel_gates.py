@@ -94,8 +94,6 @@ def test_a_chain_that_drops_gets_our_marked_accepts_once_at_its_head_and_loses_i
     assert [line.split(" counter")[0] for line in ours(host, gate)] == [
         'iifname "mo*"',
         'oifname "mo*"',
-        'iifname "mx*"',
-        'oifname "mx*"',
     ]
     assert all(COMMENT in line for line in ours(host, gate))
     first = next(
@@ -108,6 +106,19 @@ def test_a_chain_that_drops_gets_our_marked_accepts_once_at_its_head_and_loses_i
     assert len(ours(host, gate)) == GATE_ACCEPTS
     do(host, LeaveGate(gate))
     assert rules(host, gate) == before
+
+
+def test_accepts_for_the_devices_names_of_an_earlier_version_go(host):
+    host.run("nft", "-f", "-", input=UFW)
+    gate = CASES["ufw"][1]
+    theirs = 'iifname "mx*" counter accept comment "theirs"'
+    for rule in ('iifname "mo*"', 'oifname "mo*"', 'iifname "mx*"', 'oifname "mx*"'):
+        host.run("nft", f'insert rule ip filter FORWARD {rule} counter accept comment "{COMMENT}"')
+    host.run("nft", f"insert rule ip filter FORWARD {theirs}")
+    assert gates(host)[gate].accepts != GATE_ACCEPTS
+    do(host, OpenGate(gate))
+    assert gates(host) == {gate: GateState(shut=True, accepts=GATE_ACCEPTS)}
+    assert sum('"mx*"' in line for line in ours(host, gate)) == 1
 
 
 def test_an_open_chain_is_none_of_ours_and_no_table_of_ours_is_looked_at(host):

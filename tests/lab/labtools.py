@@ -69,7 +69,7 @@ def no_ping_is_lost(pairs: list[tuple[Attached, Attached]], count: int = 3) -> N
 
 PING_EVERY_MS = 10
 MONITORS = (("bridge", "monitor", "fdb"), ("ip", "monitor", "link", "neigh", "address", "nexthop"))
-OURS = re.compile(r"\bm[ovbh][0-9a-f]{8}\b")
+OURS = re.compile(r"\bm[ovbh]x?[0-9a-f]{8}\b")
 
 EXPECTED = re.compile(r"Deleted (id 182871654[23]\b|\d+: mp)")
 """What a starting daemon makes and deletes to see whether this kernel has FDB nexthops (kernel/nexthops.py), and the

@@ -16,7 +16,7 @@ ALL_NODES = "239.7.7.7"
 def own(host: Host, network: str) -> dict[str, str]:
     """The host's own endpoint on a network, which it has as long as it has another."""
     found = [e for e in host.json("endpoint", "ls", "--network", network, "--host", host.name)
-             if e["ifname"].startswith("mx")]  # fmt: skip
+             if e["ifname"].startswith("mox")]  # fmt: skip
     assert len(found) <= 1
     return dict(found[0]) if found else {}
 
@@ -108,7 +108,7 @@ def test_the_hosts_own_endpoint_goes_with_the_last_other_one_and_not_before(
     assert ", 0% packet loss" in first.run("ping", "-n", "-c1", "-W2", other.v4).stdout
     first.json("detach", network, "--netns", two.path)
     wait_for("it has gone", 10, lambda: own(first, network) == {})
-    wait_for("its device too", 10, lambda: "mx" not in first.run("ip", "-br", "link").stdout)
+    wait_for("its device too", 10, lambda: "mox" not in first.run("ip", "-br", "link").stdout)
     second.wait_rows(mine["mac"], there=False)
 
 

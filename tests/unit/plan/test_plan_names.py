@@ -24,6 +24,7 @@ B2SUM_GATEWAY = "2614eb6795"  # printf gateway, then 16 zero bytes | b2sum -l 40
         (names.bridge, NETWORK, "mo01234567"),
         (names.veth, ENDPOINT, "mhfedcba98"),
         (names.peer, ENDPOINT, "mpfedcba98"),
+        (names.host, NETWORK, "mox01234567"),
     ],
 )
 def test_a_device_is_named_by_its_kind_and_eight_digits_of_its_id(make, id_, name):
@@ -32,7 +33,10 @@ def test_a_device_is_named_by_its_kind_and_eight_digits_of_its_id(make, id_, nam
     assert names.is_ours(name)
 
 
-@pytest.mark.parametrize("name", ["lo", "eth0", "mo0123456", "mo012345678", "mo0123456g", "mz01234567", "mo"])
+@pytest.mark.parametrize(
+    "name",
+    ["lo", "eth0", "mo0123456", "mo012345678", "mo0123456g", "mz01234567", "mo", "mox0123456", "mx01234567"],
+)
 def test_other_names_are_not_taken_for_ours(name):
     assert not names.is_ours(name)
 

@@ -1,9 +1,12 @@
 """When a host is an endpoint itself; fake are kernel, journal and gossip (fake_cluster.py)."""
 
+import msgspec
 import pytest
 
 from meshd.errors import Conflict, Unavailable
 from meshd.model import HOST_NETNS, Kind
+from meshd.plan import names
+from meshd.plan.desired import desired
 from meshd.shell import hostaccess
 from meshd.shell.attach import AttachRequest, Netns, attach, detach
 from meshd.shell.networks import create_network
@@ -31,7 +34,7 @@ async def test_the_first_endpoint_brings_it_and_the_last_takes_it_along():
     (mine,) = own(one)
     assert own(two) == []
     endpoint = two.endpoints[mine]
-    assert (endpoint.host, endpoint.ifname) == (one.me, "mx" + network.id.hex()[:8])
+    assert (endpoint.host, endpoint.ifname) == (one.me, "mox" + network.id.hex()[:8])
     assert len({endpoint.index, first.endpoint.index, second.endpoint.index}) == 3
     await detach(one, first.id)
     await hostaccess.keep(one, network)
@@ -40,6 +43,30 @@ async def test_the_first_endpoint_brings_it_and_the_last_takes_it_along():
     await hostaccess.keep(one, network)
     assert own(one) == []
     assert two.store.get(Kind.ENDPOINT, mine).dead
+
+
+async def test_under_the_name_of_an_earlier_version_it_stays_who_it_is_and_is_called_anew():
+    world = World(2)
+    one, two = world.hosts
+    network = await made(world)
+    await attach(one, ask(1))
+    (mine,) = own(one)
+    before, former = one.endpoints[mine], "mx" + network.id.hex()[:8]
+    told, plugged = one.store.get(Kind.ENDPOINT, mine), one.store.get(Kind.ATTACHMENT, mine)
+    new = msgspec.structs.replace
+    await one.commit(
+        [
+            new(told, version=told.version._replace(counter=1), body=new(told.body, ifname=former), seq=one.next_seq()),
+            new(plugged, version=plugged.version._replace(counter=1),
+                body=new(plugged.body, ifname=former, peer_if=former)),
+        ]
+    )  # fmt: skip
+    assert one.endpoints[mine].ifname == former
+    assert desired(one.view()).links.keys() >= {names.host(network.id)}
+    await hostaccess.keep(one, network)
+    assert own(one) == [mine]
+    assert one.endpoints[mine] == two.endpoints[mine] == before
+    assert one.attachments[mine].peer_if == before.ifname
 
 
 async def test_nobody_detaches_it_by_hand_but_a_host_that_leaves_does():
