@@ -203,6 +203,18 @@ LAN_PROBE_POLL_S = 0.02  # how often the answer is looked for
 LAN_STRANGERS_MAX = 8  # addresses that somebody else has which one attach passes over
 LEAVE_LINGER_S = 1.0  # a leaving daemon stays this long so that its good-bye spreads
 
+STATUS_S = 5.0  # how often the service manager's one line of status is written anew, where it changed
+NOTIFY_AGAIN_S = 0.5  # a service manager that does not read its socket is told again after this
+WATCHDOG_FEED_SHARE = (
+    1 / 4
+)  # of the service manager's period: fed so often, as sd_watchdog_enabled(3) advises, twice
+WATCHDOG_ROUND_SHARE = 1 / 8  # a loop with nothing to do goes round so often
+WATCHDOG_PATIENCE = {  # in periods: a loop that has not gone round for so long has stalled
+    "gossip": 0.5,
+    "api": 0.5,
+    "netlink": 3.0,  # of 30 s (the unit's): one nft may take NFT_TIMEOUT_S, one netlink answer NETLINK_REPLY_S
+}
+
 # --- this process (daemon.py) ----------------------------------------------------------------------------
 GC_THRESHOLDS = (
     10_000,

@@ -53,10 +53,11 @@ from meshd.shell import attach, disk, hostaccess, identity, limits, networks, sp
 from meshd.shell.cluster import Cluster, cluster_id
 from meshd.shell.gossip import Gossip, bind, keep_junk_out
 from meshd.shell.journal import DiskWriter, Journal
-from meshd.shell.notify import notify
+from meshd.shell.notify import keep_told, notify, notify_surely, status_line
 from meshd.shell.ownaddress import OwnAddress
 from meshd.shell.reconcile import Reconciler
 from meshd.shell.streams import Streams
+from meshd.shell.watchdog import Watchdog, period_of
 from meshd.state.store import Store
 from meshd.wire import keys
 from meshd.wire.stream import Channel
@@ -73,6 +74,8 @@ def main(settings: Settings, source: Path) -> bool:
 
 async def _run(settings: Settings, source: Path) -> bool:
     state_dir, run_dir = Path(settings.host.state_dir), Path(settings.host.run_dir)
+    watchdog = Watchdog(period_of(os.environ, os.getpid()))
+    notify("STATUS=loading the state")
     with _errors_one_by_one(), contextlib.ExitStack() as stack:
         passed = stack.enter_context(activation.passed())
         stack.callback(os.close, identity.lock(state_dir))
@@ -111,7 +114,7 @@ async def _run(settings: Settings, source: Path) -> bool:
             seeds=[_seed(text) for text in settings.gossip.seeds],
         )  # fmt: skip
         keep_junk_out(udp, node.sealer.tag)
-        cluster.gossip = Gossip(node, udp, cluster.on_event)
+        cluster.gossip = Gossip(node, udp, cluster.on_event, watchdog.loop("gossip"))
         listener = trio.SocketListener(trio.socket.from_stdlib_socket(tcp))
         cluster.streams = Streams(cluster.gossip, lambda peer: _channel(node, facts.session, peer), listener)
         watch = stack.enter_context(namespace.watch())
@@ -119,7 +122,7 @@ async def _run(settings: Settings, source: Path) -> bool:
         cluster.reconciler = Reconciler(
             namespace, watch, cluster.view,
             deletions_allowed=lambda: node.in_sync(cluster.now()), on_repair=cluster.repaired,
-            on_fight=cluster.fought_over, on_others=own.changed,
+            on_fight=cluster.fought_over, on_others=own.changed, loop=watchdog.loop("netlink"),
         )  # fmt: skip
         use_cases(cluster)
         cluster.adopt(now)
@@ -133,7 +136,8 @@ async def _run(settings: Settings, source: Path) -> bool:
             cluster.alarm(
                 "cloned-image", "the state on this disk was another machine's: this host has a new identity"
             )
-        await _serve(cluster, writer, own, host_facts(cluster, underlay, name), run_dir, source, passed)
+        facts_now = host_facts(cluster, underlay, name)
+        await _serve(cluster, writer, own, facts_now, run_dir, source, passed, watchdog)
         return cluster.left.is_set()
     raise AssertionError("unreachable: an error is raised, never swallowed")
 
@@ -168,6 +172,7 @@ async def _serve(
     run_dir: Path,
     source: Path,
     passed: Passed,
+    watchdog: Watchdog,
 ) -> None:
     async with trio.open_nursery() as nursery:
         cluster.start(nursery)
@@ -179,10 +184,11 @@ async def _serve(
         cluster.gossip.underlay(facts.underlay_mtu)
         await _ensure_bridge(cluster)
         await attach.release_other_boots(cluster)
-        api = await server.open_api(cluster, run_dir, passed.take("api"))
+        api = await server.open_api(cluster, run_dir, passed.take("api"), watchdog.loop("api"))
         await nursery.start(api.serve)
         for unserved in passed.close():
             log.warning("a socket that systemd passes is not served", name=unserved)
+        notify("STATUS=reading and adopting what the kernel holds")
         await cluster.reconciler.start()
         nursery.start_soon(cluster.reconciler.run)
         cluster.forwarding = await cluster.reconciler.in_kernel_thread(cluster.kernel.forwarding)
@@ -196,7 +202,9 @@ async def _serve(
             config=str(source),
             endpoints=len(cluster.attachments),
         )
-        notify("READY=1", f"STATUS=host {facts.name}, {len(cluster.alive())} hosts alive")
+        await notify_surely("READY=1", status_line(cluster))
+        nursery.start_soon(watchdog.run, notify, "WATCHDOG=1")
+        nursery.start_soon(keep_told, cluster)
         await _until_stopped(cluster)
         notify("STOPPING=1")
         await api.stop()

@@ -18,6 +18,7 @@ from meshd.api.errors import body_of, status_of
 from meshd.api.exchange import JSON, Handler
 from meshd.api.peers import Peer, credentials
 from meshd.errors import MeshdError, Unavailable
+from meshd.shell.watchdog import Loop
 
 
 def _canned(error: MeshdError) -> bytes:
@@ -40,6 +41,7 @@ class Server:
 
     ``handle`` answers requests; a MeshdError it raises becomes its JSON, anything else a 500 and a log line
     with the traceback. ``admits`` says of a peer whether it may talk at all; others get 403 and are closed.
+    ``loop`` is told that connections are being taken.
     """
 
     def __init__(
@@ -49,8 +51,10 @@ class Server:
         *,
         peer_of: Callable[[socket.socket], Peer] = credentials,
         log: Any = None,
+        loop: Loop | None = None,
     ) -> None:
         self.handle = handle
+        self._loop = loop or Loop()
         self.admits = admits
         self.log = log if log is not None else structlog.get_logger("meshd.api")
         self.stopping = False
@@ -94,10 +98,11 @@ class Server:
     async def _accept(self, listener: socket.socket, clients: trio.Nursery) -> None:
         """Take connections; nothing here waits for a client (Calico Typha CVE-2023-41378)."""
         while not self.stopping:
-            with self.waiting(float("inf")) as scope:
+            self._loop.goes_round()
+            with self.waiting(self._loop.every_s) as scope:
                 await trio.lowlevel.wait_readable(listener)
-            if scope.cancelled_caught:
-                return
+            if scope.cancelled_caught:  # stopping, or nobody came
+                continue
             try:
                 sock, _ = listener.accept()
             except (BlockingIOError, ConnectionAbortedError):

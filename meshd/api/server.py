@@ -15,6 +15,7 @@ from meshd.api.listen import Standing, stand
 from meshd.api.peers import Access
 from meshd.api.routes import Api
 from meshd.shell.usecase import ClusterLike
+from meshd.shell.watchdog import Loop
 
 SOCKET_NAME = "api.sock"
 SOCKET_MODE = 0o660
@@ -44,7 +45,9 @@ class ApiServer:
         await self._ended.wait()
 
 
-async def open_api(cluster: ClusterLike, run_dir: Path, passed: Sequence[socket.socket] = ()) -> ApiServer:
+async def open_api(
+    cluster: ClusterLike, run_dir: Path, passed: Sequence[socket.socket] = (), loop: Loop | None = None
+) -> ApiServer:
     """Listen on what systemd ``passed`` for the API, else at ``run_dir``/api.sock, for root, this daemon's own user
     and, to read, group meshd where there is one. A run_dir that is missing is made, as where no unit does it. Raises
     Conflict when another daemon serves there, Unavailable when it cannot be made.
@@ -54,7 +57,7 @@ async def open_api(cluster: ClusterLike, run_dir: Path, passed: Sequence[socket.
     mine = {os.getegid(), *os.getgroups()}
     group = readers if readers in mine or os.geteuid() == 0 else None
     standing = stand(str(run_dir / SOCKET_NAME), SOCKET_MODE, group, passed)
-    return ApiServer(standing, Server(Api(cluster, access).handle, access.may_read))
+    return ApiServer(standing, Server(Api(cluster, access).handle, access.may_read, loop=loop))
 
 
 def _readers() -> int | None:

@@ -7,7 +7,6 @@ a packet costs three times as much (perf.md, 5).
 import contextlib
 import ctypes
 import errno
-import math
 import socket
 import struct
 from collections.abc import Callable
@@ -19,6 +18,7 @@ from meshd.config import DATAGRAM_MAX_BYTES, DRAIN_PACKETS, UDP_BUFFER_BYTES
 from meshd.errors import ConfigError
 from meshd.model import Address
 from meshd.node import Node, NodeEvent
+from meshd.shell.watchdog import Loop
 from meshd.wire import filter as packet_filter
 
 log = structlog.get_logger()
@@ -72,8 +72,15 @@ def keep_junk_out(sock: socket.socket, tag: bytes) -> None:
 class Gossip:
     """UDP and the timer around one Node."""
 
-    def __init__(self, node: Node, sock: socket.socket, on_event: Callable[[NodeEvent], None]) -> None:
+    def __init__(
+        self,
+        node: Node,
+        sock: socket.socket,
+        on_event: Callable[[NodeEvent], None],
+        loop: Loop | None = None,
+    ) -> None:
         self.node = node
+        self._loop = loop or Loop()
         self._sock = sock
         self._on_event = on_event
         self._timer = trio.CancelScope()
@@ -125,8 +132,7 @@ class Gossip:
                     self._on_event(event)
         finally:
             self._pumping = False
-        deadline = self.node.deadline()
-        self._timer.deadline = deadline if math.isfinite(deadline) else math.inf
+        self._timer.deadline = self._due()
 
     def _send(self, datagram: bytes, address: Address) -> None:
         try:
@@ -178,10 +184,15 @@ class Gossip:
     async def _keep_time(self) -> None:
         self.pump()
         while True:
-            self._timer = trio.CancelScope(deadline=self.node.deadline())
+            self._loop.goes_round()
+            self._timer = trio.CancelScope(deadline=self._due())
             await self._sleep(self._timer)
             self.node.tick(self.now())
             self.pump()
+
+    def _due(self) -> float:
+        """When the timer goes next: for the node, or because the loop is watched."""
+        return min(self.node.deadline(), self._loop.last + self._loop.every_s)
 
     async def _sleep(self, until: trio.CancelScope) -> None:
         """Sleep until the scope's deadline, which ``pump`` moves meanwhile."""

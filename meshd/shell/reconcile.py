@@ -33,6 +33,7 @@ from meshd.plan.ops import Op
 from meshd.plan.shadow import Shadow
 from meshd.plan.view import View
 from meshd.plan.wording import Named
+from meshd.shell.watchdog import Loop
 
 T = TypeVar("T")
 Args = TypeVarTuple("Args")
@@ -64,12 +65,13 @@ class Reconciler:
         on_repair: Callable[[Sequence[Op]], None],
         on_fight: Callable[[Set[Named]], None],
         on_others: Callable[[], None] = lambda: None,
+        loop: Loop | None = None,
     ) -> None:
         """``view``: the state now; its mappings are copied. ``deletions_allowed``: in sync with peers, so that
         what no record explains is really gone. ``on_repair``: told of ops that put right what somebody else
         had changed, once carried out. ``on_fight``: told of all objects that another program fights over, each
         time that these become others. ``on_others``: told that a device or address that is not ours changed, the
-        underlay's perhaps.
+        underlay's perhaps. ``loop``: whom to tell that this one goes round.
         """
         self._namespace = namespace
         self._events = events
@@ -78,6 +80,7 @@ class Reconciler:
         self._on_repair = on_repair
         self._on_fight = on_fight
         self._on_others = on_others
+        self._loop = loop or Loop()
         self._kernel_work = trio.CapacityLimiter(1)
         self._shadow = Shadow()  # touched only by the thread that holds the limiter
         self._failed: dict[Op, KernelError] = {}  # copies of what it said last
@@ -113,6 +116,7 @@ class Reconciler:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._listen)
             while True:
+                self._loop.goes_round()
                 await self._step()
 
     def changed(self, network_id: NetworkId | None = None, endpoint_id: EndpointId | None = None) -> None:
@@ -215,6 +219,7 @@ class Reconciler:
             if self._deletions_allowed():
                 await self._compare(deletions=True)
                 return
+        due = min(due, now + self._loop.every_s)
         with trio.move_on_at(min(due, self._ask_at) if self._withheld else due):
             await self._wake.wait()
 

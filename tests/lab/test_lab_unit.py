@@ -2,15 +2,18 @@
 themselves are read in tests/unit/test_house_files.py."""
 
 import os
+import signal
 import socket
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 
 import pytest
 
+from meshctl import labdaemon
 from meshctl.labcluster import Lab
 from meshctl.labdaemon import Manager
-from meshctl.labhost import Host
+from meshctl.labhost import Host, wait_for
 
 
 @pytest.fixture(scope="module")
@@ -51,3 +54,110 @@ def test_clients_wait_while_the_daemon_is_killed_and_started_and_all_are_answere
             assert [answer.result()["name"] for answer in asked] == ["blue"] * 8
     after = os.stat(host.socket)
     assert (after.st_ino, after.st_mode, after.st_uid) == (before.st_ino, before.st_mode, before.st_uid)
+
+
+class ServiceManager:
+    """The notify socket and the watchdog's period of a unit: sd_notify(3), sd_watchdog_enabled(3)."""
+
+    def __init__(self, host: Host, watchdog_s: float) -> None:
+        self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+        path = host.dir / "run" / "notify"
+        path.unlink(missing_ok=True)
+        self.sock.bind(str(path))
+        path.chmod(0o666)
+        self.seen = host.lab.view.of(host.dir, host.name)
+        self.environment = {
+            "NOTIFY_SOCKET": str(self.seen / "run" / "notify"),
+            "WATCHDOG_USEC": str(int(watchdog_s * 1e6)),
+        }
+
+    def close(self) -> None:
+        self.sock.close()
+
+    def next(self, within_s: float) -> list[str]:
+        """Return the lines of the next message. Raises TimeoutError where none comes."""
+        self.sock.settimeout(within_s)
+        return self.sock.recv(4096).decode().splitlines()
+
+    def until(self, wanted: str, within_s: float = 20.0) -> list[str]:
+        """Return all lines up to those of a message that has ``wanted``."""
+        lines: list[str] = []
+        while wanted not in (new := self.next(within_s)):
+            lines += new
+        return lines + new
+
+    def starves(self) -> None:
+        """Wait until for twice the watchdog's period nothing feeds it; what came before may be three times that."""
+        for _ in range(200):
+            try:
+                self.until("WATCHDOG=1", 2 * WATCHDOG_S)
+            except TimeoutError:
+                return
+        raise AssertionError("the watchdog is fed and fed")
+
+
+@pytest.fixture
+def manager(host: Host) -> Iterator[ServiceManager]:
+    with closing(ServiceManager(host, WATCHDOG_S)) as listening:
+        yield listening
+
+
+NFT = """#!/bin/sh
+if [ -e "$0.hangs" ]; then
+  echo "$$" >"$0.pid"
+  exec sleep 600
+fi
+exec /usr/sbin/nft "$@"
+"""
+"""An nft that hangs while a file stands beside it: a kernel call that does not return, from outside the daemon."""
+
+WATCHDOG_S = 1.0
+
+
+def test_ready_comes_last_and_the_watchdog_is_fed_until_a_kernel_call_hangs(
+    host: Host, manager: ServiceManager
+) -> None:
+    tools = host.dir / "bin"
+    tools.mkdir(exist_ok=True)
+    nft, hangs, pid = tools / "nft", tools / "nft.hangs", tools / "nft.pid"
+    nft.write_text(NFT)
+    nft.chmod(0o755)
+    labdaemon.give(tools)
+    path = f"{manager.seen}/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+    host.begin(manager=Manager(environment={**manager.environment, "PATH": path}))
+    lines = manager.until("READY=1")
+    assert lines[:2] == ["STATUS=loading the state", "STATUS=reading and adopting what the kernel holds"]
+    assert host.status()["ready"]
+    (told,) = [line for line in lines[2:] if line.startswith("STATUS=")]
+    assert told == "STATUS=host1: hosts: 1 alive; 0 endpoints here; kernel in sync"
+    for _ in range(4):
+        manager.until("WATCHDOG=1")
+
+    hangs.touch()
+    try:
+        assert host.run("nft", "delete", "table", "inet", "meshd").returncode == 0
+        wait_for("the daemon runs nft to repair it", 20, pid.exists)
+        manager.starves()
+        assert host.status()["ready"]  # the API still answers: it is the netlink loop that stalled
+        wait_for("the log says so", 20, lambda: "loops=['netlink']" in host.log.read_text())
+    finally:
+        hangs.unlink()
+        os.kill(int(pid.read_text()), signal.SIGKILL)
+    manager.until("WATCHDOG=1")
+    host.stop()
+    manager.until("STOPPING=1")
+    host.start()
+    host.wait_in_sync()
+    host.stop()
+
+
+def test_a_watchdog_of_a_daemon_that_stands_still_gets_nothing(host: Host, manager: ServiceManager) -> None:
+    host.start(manager=Manager(environment=manager.environment))
+    manager.until("WATCHDOG=1")
+    os.kill(host.pid, signal.SIGSTOP)
+    try:
+        manager.starves()
+    finally:
+        os.kill(host.pid, signal.SIGCONT)
+    manager.until("WATCHDOG=1")
+    host.stop()

@@ -111,6 +111,20 @@ def test_the_unit_gives_one_capability() -> None:
     assert "AmbientCapabilities=CAP_NET_ADMIN" in lines
 
 
+RUNS_PROGRAMS = re.compile(
+    r"\bsubprocess\b|\bpty\b|\bos\.(system|popen|fork|forkpty|posix_spawnp?|exec\w+|spawn\w+)\b|\b(run|open)_process\b"
+)
+
+
+def test_the_daemon_runs_no_program_but_nft() -> None:
+    running = {
+        path.relative_to(ROOT).as_posix()
+        for path in (ROOT / "meshd").rglob("*.py")
+        if RUNS_PROGRAMS.search(path.read_text())
+    }
+    assert running == {"meshd/kernel/nfttool.py"}
+
+
 def test_what_the_makefile_calls_is_there_and_executable() -> None:
     for script in (".ci/setup", ".ci/run", "systemd/install", "systemd/deb/build"):
         assert (ROOT / script).stat().st_mode & 0o111
