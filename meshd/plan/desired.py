@@ -50,6 +50,8 @@ VXLAN_PORT_FOR_ALL = Port(learning=False, flood=False, neigh_suppress=True, lock
 rows know."""
 
 CONTAINER_PORT = Port()
+ISOLATED_PORT = Port(isolated=True)
+"""Of a network whose endpoints are kept from each other: what is routed between them is the firewall's to drop."""
 LINK_LOCAL_PREFIX = 64
 """Bits (RFC 4291) of the address that a device of ours has where packets are forwarded to it over IPv6: without one the
 kernel solicits nobody for what it forwards (net/ipv6/ndisc.c, ndisc_send_ns)."""
@@ -260,7 +262,7 @@ def _host_end(kernel: Kernel, view: View, id_: EndpointId, endpoint: Endpoint, n
         names.alias(view.cluster, endpoint.network, id_),
         mtu,
         master=bridge_name(endpoint.network, network),
-        port=CONTAINER_PORT,
+        port=ISOLATED_PORT if firewall.isolates_ports(network) else CONTAINER_PORT,
         peer=far if is_host else None,
     )
     if is_host:

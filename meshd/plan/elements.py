@@ -60,6 +60,7 @@ SETS: dict[str, SetSpec] = {
     "bridges": SetSpec("inet", ("ifname",)),
     "internal": SetSpec("inet", ("ifname",)),
     "same": SetSpec("inet", ("ifname", "ifname")),
+    "apart": SetSpec("inet", ("ifname", "ifname")),
     "members4": SetSpec("inet", ("ipv4_addr",)),
     "members6": SetSpec("inet", ("ipv6_addr",)),
     "vnis": SetSpec("inet", ("@th,96,24",)),

@@ -7,7 +7,8 @@ Must not know any other table, nor what the kernel holds.
 
 VXLAN and gossip ports are closed to containers towards other hosts too, not only towards this one: a masqueraded
 packet arrives there with this host's address, and VXLAN takes a frame from any member as genuine. Bridged frames of
-one network that br_netfilter shows to the forward hook are let through before that. Frames on our VXLAN port with a
+one network that br_netfilter shows to the forward hook are let through before that, unless its endpoints are to be kept
+apart. Frames on our VXLAN port with a
 VNI that is not ours are not looked at: they are somebody else's. A packet to 127.0.0.0/8 from a container is dropped
 before conntrack translates replies: bridges with published ports have route_localnet on.
 """
@@ -37,6 +38,8 @@ _INET = """\
 
 	chain forward {
 		type filter hook forward priority filter; policy accept;
+		iifname . oifname @apart ct status dnat accept
+		iifname . oifname @apart drop
 		iifname . oifname @same accept
 		iifname @internal drop
 		oifname @internal drop
@@ -154,11 +157,18 @@ def network_elements(bridge: str, network: Network, also: Sequence[str] = ()) ->
     devices = [name.encode() for name in (bridge, *also)]
     found = {element("bridges", name): b"" for name in devices}
     found |= {element("same", one, other): b"" for one in devices for other in devices}
+    if isolates_ports(network):
+        found |= {element("apart", one, other): b"" for one in devices for other in devices}
     if network.internal:
         found |= {element("internal", name): b"" for name in devices}
     if network.driver == "overlay":
         found[element("vnis", network.vni.to_bytes(VNI_BYTES, "big"))] = b""
     return found
+
+
+def isolates_ports(network: Network) -> bool:
+    """Tell whether a network's endpoints are kept from each other: each reaches its gateway and beyond alone."""
+    return network.driver == "bridge" and network.options.get("isolate-ports") == "yes"
 
 
 def port_elements(host_if: str, endpoint: Endpoint) -> Elements:

@@ -46,9 +46,10 @@ class Option(NamedTuple):
 OPTIONS = {
     "default-route": Option(("yes", "no")),
     "check-subnet": Option(("yes", "no"), LAN_DRIVERS),
+    "isolate-ports": Option(("yes", "no"), ("bridge",)),
 }
 """``default-route``: whether an endpoint gets one by way of this network. ``check-subnet``: whether a parent that
-has addresses must have one in the network's subnet."""
+has addresses must have one in the network's subnet. ``isolate-ports``: whether its endpoints are kept from each other."""
 
 WHY_NOT_ASKED = {
     "host access": (

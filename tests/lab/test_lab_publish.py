@@ -258,6 +258,21 @@ for line in sys.stdin:
     assert len([e for e in host.events() if e["kind"] == "kernel-repaired"]) >= repaired + 3
 
 
+def test_endpoints_that_are_kept_apart_reach_each_others_published_ports_and_no_others(
+    lab3: Lab, attach: Attach, new_network: NewNetwork
+) -> None:
+    host = lab3.hosts[0]
+    network = new_network("-d", "bridge", "--ipv6", "--opt", "isolate-ports=yes")
+    web, neighbour = attach(host, network, *PUBLISH), attach(host, network)
+    gateways = host.json("network", "inspect", network)["gateways"]
+    with served(web), bridge_calls_iptables(host, on=False):
+        outside = [(kind, where, 8080) for kind in BOTH for where in (V4, V6)]
+        assert asked(lab3.lan, *outside) == [LAN_V4, LAN_V6] * 2
+        assert asked(neighbour.ns, *outside) == gateways * 2
+        beside = [("udp", ip, 80) for ip in web.ips]
+        assert all(said in (*NOTHING, "OSError") for said in asked(neighbour.ns, *beside, seconds=0.5))
+
+
 # --- beside other firewalls ---------------------------------------------------------------------------------------
 DOCKER = """
 table ip filter {

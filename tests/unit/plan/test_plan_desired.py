@@ -6,6 +6,7 @@ import pytest
 from meshd.model import Network, Subnet
 from meshd.plan import names
 from meshd.plan.desired import View, desired, desired_network, desired_parts, member_elements
+from meshd.plan.elements import element
 from meshd.plan.firewall import link_local
 from meshd.plan.objects import Addr, FdbKey, FdbTarget, Kernel, Link, NeighKey, Nexthop, Port, Vxlan, guest
 from tests.plan_world import (
@@ -161,6 +162,20 @@ def test_a_network_without_a_bridge_of_ours_needs_nothing(driver):
     world.networks[RED] = Network("red", driver, (Subnet("10.9.0.0/24", "10.9.0.1"),))
     world.endpoint("job", RED, A, "10.9.0.2")
     assert desired(world.view()) == Kernel()
+
+
+def test_endpoints_that_are_kept_apart_have_isolated_ports_and_no_way_by_the_gateway():
+    world = World()
+    world.networks[LAN] = msgspec.structs.replace(BRIDGE, options={"isolate-ports": "yes"})
+    pair = [world.endpoint(name, LAN, A, f"172.20.0.{n}") for n, name in enumerate(("one", "two"), 2)]
+    found = desired(world.view())
+    assert [found.links[names.veth(id_)].port for id_ in pair] == [Port(isolated=True)] * 2
+    bridge = names.bridge(LAN).encode()
+    assert element("apart", bridge, bridge) in found.elements
+    world.networks[LAN] = BRIDGE
+    found = desired(world.view())
+    assert [found.links[names.veth(id_)].port for id_ in pair] == [Port()] * 2
+    assert not [of for of in found.elements if of.set == "apart"]
 
 
 def test_an_overlay_without_a_local_endpoint_is_not_programmed():
