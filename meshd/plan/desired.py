@@ -274,8 +274,11 @@ def _host_end(kernel: Kernel, view: View, id_: EndpointId, endpoint: Endpoint, n
             if len(ip) == 16:
                 kernel.addrs.add(Addr(far, firewall.link_local(endpoint.mac), LINK_LOCAL_PREFIX))
     kernel.fdb[FdbKey(attachment.host_if, endpoint.mac, "master")] = FdbTarget(local=True)
-    if not is_host:  # nobody but the host sends by its own port, and that also what it forwards
-        kernel.elements.update(firewall.port_elements(attachment.host_if, endpoint))
+    kernel.elements.update(
+        firewall.own_port_elements(attachment.host_if)
+        if is_host
+        else firewall.port_elements(attachment.host_if, endpoint)
+    )
     if endpoint.published:
         kernel.elements.update(firewall.published_elements(endpoint))
 

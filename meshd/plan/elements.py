@@ -69,6 +69,7 @@ SETS: dict[str, SetSpec] = {
     "everywhere4": SetSpec("inet", ("inet_proto", "inet_service"), ("ipv4_addr", "inet_service")),
     "everywhere6": SetSpec("inet", ("inet_proto", "inet_service"), ("ipv6_addr", "inet_service")),
     "ports": SetSpec("bridge", ("ifname",)),
+    "own": SetSpec("bridge", ("ifname",)),
     "macs": SetSpec("bridge", ("ifname", "ether_addr")),
     "ips4": SetSpec("bridge", ("ifname", "ipv4_addr")),
     "ips6": SetSpec("bridge", ("ifname", "ipv6_addr")),

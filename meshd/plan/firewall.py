@@ -98,6 +98,7 @@ _BRIDGE = """\
 	chain prerouting {
 		type filter hook prerouting priority filter; policy accept;
 		iifname @ports jump container
+		iifname @own notrack
 	}
 
 	chain container {
@@ -184,6 +185,12 @@ def port_elements(host_if: str, endpoint: Endpoint) -> Elements:
                 found[element("ips6", name, ip)] = b""
                 found[element("targets6", name, ip)] = b""
     return found
+
+
+def own_port_elements(host_if: str) -> Elements:
+    """Return what says that a port is the host's own: nobody else sends by it, and that also what it forwards. What
+    comes by it was tracked as it left the host; with br_netfilter it would be once more, as somebody else's."""
+    return {element("own", host_if.encode()): b""}
 
 
 def link_local(mac: bytes) -> bytes:

@@ -163,6 +163,40 @@ def test_a_published_port_is_reached_from_everywhere_and_hears_who_asks(
     assert "published" not in json.dumps(host.json("diff")["missing"])
 
 
+@pytest.mark.parametrize("filtered", [False, True], ids=["routed", "br_netfilter"])
+def test_a_port_published_on_an_overlay_with_host_access_is_reached_from_everywhere(
+    lab3: Lab, attach: Attach, new_network: NewNetwork, filtered: bool
+) -> None:
+    """What the host sends there goes by its own port on the bridge, where br_netfilter would track it once more."""
+    host, other = lab3.hosts[:2]
+    network = new_network("--ipv6", "--host-access")
+    web, neighbour, far = attach(host, network, *PUBLISH), attach(host, network), attach(other, network)
+    elsewhere = attach(other, new_network("-d", "bridge", "--ipv6", host=other))
+    (own,) = (
+        e for e in host.json("endpoint", "ls", "--network", network, "--host", host.name)
+        if e["ifname"].startswith("mox")
+    )  # fmt: skip
+    host.wait_rows(far.mac)
+    other.wait_rows(web.mac, own["mac"])
+    outside = [(kind, where, 8080) for kind in BOTH for where in (V4, V6)]
+    direct = [(kind, ip, 80) for kind in BOTH for ip in web.ips]
+    with (
+        bridge_calls_iptables(host, filtered),
+        bridge_calls_iptables(other, filtered),
+        served(web),
+        explained(host),
+    ):
+        assert asked(lab3.lan, *outside) == [LAN_V4, LAN_V6] * 2
+        assert asked(other.ns, *outside) == [labnet.address(2), labnet.address(2, 6)] * 2
+        assert asked(host.ns, *outside) == [V4, V6] * 2
+        assert asked(host.ns, *direct) == [ip.partition("/")[0] for ip in own["ips"]] * 2
+        assert asked(far.ns, *direct) == far.ips * 2
+        assert asked(far.ns, *outside) == [labnet.address(2), labnet.address(2, 6)] * 2
+        assert asked(elsewhere.ns, *outside) == [labnet.address(2), labnet.address(2, 6)] * 2
+        assert not set(asked(neighbour.ns, *outside)) & {*NOTHING, "OSError"}
+        assert not set(asked(host.ns, *((kind, "127.0.0.1", 8080) for kind in BOTH))) & {*NOTHING, "OSError"}
+
+
 def test_a_client_that_keeps_its_port_follows_a_publication_to_another_endpoint(
     lab3: Lab, attach: Attach
 ) -> None:

@@ -401,6 +401,7 @@ def test_the_hosts_own_endpoint_brings_a_pair_that_is_made_like_any_device_and_g
     assert (
         elements.element("ports", names.veth(own).encode()) not in state.elements
     )  # it forwards what others send
+    assert elements.element("own", names.veth(own).encode()) in state.elements
     del state.links[far], state.links[names.veth(own)]
     state.addrs = {addr for addr in state.addrs if addr.dev != far}
     state.fdb = {key: target for key, target in state.fdb.items() if key.dev != names.veth(own)}
