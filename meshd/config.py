@@ -55,6 +55,7 @@ RANDOM_NEIGHBOURS = 1  # for views that differ
 NEWS_BYTES_PER_S = 8_000_000  # pacing of relayed and own news together: 64 Mbit/s of any underlay
 NEWS_BURST_BYTES = 1_000_000  # a burst of about 800 full datagrams before pacing starts
 BUCKET_ITEMS = 8  # average items a bucket, 8..16 as it fills: one bucket's stamps fit a datagram
+SPLITS_A_PUT = 2  # buckets split with each item that comes, 20 us each, once there are to be twice as many
 DATAGRAM_BUCKETS = 128  # 128 * 8 B of hashes fit one datagram; above, repair goes by stream
 DATAGRAM_REPAIR_BUCKETS = 8  # more differing buckets than this: by stream
 DIFFERING_CONTACTS = 2  # in a row with one peer, before repair starts: news in flight is no difference
@@ -223,6 +224,10 @@ GC_THRESHOLDS = (
 )  # objects made before a young collection (1-2 ms), then generations. Python's
 #                                   (700, 10, 10) looked at everything 20 times while 100,000 records arrived,
 #                                   0.1-0.2 s each; records themselves are not looked at (model.py)
+SWITCH_INTERVAL_S = (
+    0.0005  # for how long a worker thread keeps the loop waiting each time that this has let go of
+)
+#                             the interpreter, which every system call does; Python's 5 ms add up to 50 and more
 BRIDGE_PORTS_MAX = (
     1023  # ports a Linux bridge has at most: BR_MAX_PORTS is 1 << BR_PORT_BITS (10), and 0 is none
 )

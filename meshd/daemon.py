@@ -9,6 +9,7 @@ import gc
 import os
 import signal
 import socket
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -27,6 +28,7 @@ from meshd.config import (
     LEAVE_LINGER_S,
     NAME_MAX_CHARS,
     RESTART_ANNOUNCED_S,
+    SWITCH_INTERVAL_S,
     UNDERLAY_CHECK_S,
     VANISHED_GRACE_S,
     Settings,
@@ -69,6 +71,7 @@ def main(settings: Settings, source: Path) -> bool:
     """Run until SIGTERM, SIGINT or leave; True for leave. Raises MeshdError for what an operator must mend."""
     logging.configure(settings.log)
     gc.set_threshold(*GC_THRESHOLDS)
+    sys.setswitchinterval(SWITCH_INTERVAL_S)
     return trio.run(_run, settings, source)
 
 

@@ -33,7 +33,7 @@ from meshd.plan.objects import (
     Vxlan,
     guest,
 )
-from meshd.plan.part import Part, add_local, add_remotes
+from meshd.plan.part import Part, add_local, add_remotes, remove_remote
 from meshd.plan.view import View
 
 BRIDGED_DRIVERS = ("overlay", "bridge")
@@ -100,13 +100,17 @@ def merged(view: View, parts: Mapping[NetworkId, Part]) -> Kernel:
     whole = Kernel(firewall=text)
     if text:
         whole.elements.update(member_elements(view))
-    for part in parts.values():
-        whole.links.update(part.kernel.links)
-        whole.addrs.update(part.kernel.addrs)
-        whole.nexthops.update(part.kernel.nexthops)
-        whole.fdb.update(part.kernel.fdb)
-        whole.neigh.update(part.kernel.neigh)
-        whole.elements.update(part.kernel.elements)
+    by_size = sorted((part.kernel for part in parts.values()), key=lambda kernel: -len(kernel.fdb))
+    for kernel in by_size[:1]:  # to copy 200,000 rows takes 5 ms, to add as many 40, and either is one step
+        whole.fdb, whole.neigh = kernel.fdb.copy(), kernel.neigh.copy()
+    for kernel in by_size:
+        whole.links.update(kernel.links)
+        whole.addrs.update(kernel.addrs)
+        whole.nexthops.update(kernel.nexthops)
+        whole.elements.update(kernel.elements)
+    for kernel in by_size[1:]:
+        whole.fdb.update(kernel.fdb)
+        whole.neigh.update(kernel.neigh)
     return whole
 
 
@@ -190,9 +194,12 @@ def network_part(
     if any(view.endpoints[id_].published for id_ in local if id_ in view.attachments):
         _open_loopback(part.kernel, (bridge_name(network_id, network), names.host(network_id)))
     if overlay:
-        ordered = sorted(members)  # where two claim one address, the choice must not depend on arrival
-        away = ((id_, view.endpoints[id_]) for id_ in ordered if id_ not in part.local)
-        add_remotes(part, view, away, ids)
+        away = [id_ for id_ in members if id_ not in part.local]
+        add_remotes(part, view, ((id_, view.endpoints[id_]) for id_ in away), ids)
+        if part.disputed:  # where two claim one address, the choice must not depend on arrival
+            for id_ in away:
+                remove_remote(part, id_)
+            add_remotes(part, view, ((id_, view.endpoints[id_]) for id_ in sorted(away)), ids)
     return part
 
 

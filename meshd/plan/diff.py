@@ -314,9 +314,9 @@ def _stale(desired: Kernel, actual: Kernel) -> Iterator[tuple[Named, str]]:
         yield wording.addr(addr), WHY_STALE
     for id_ in actual.nexthops.keys() - desired.nexthops.keys():
         yield wording.nexthop(id_), WHY_STALE
-    for key in actual.fdb.keys() - desired.fdb.keys():
+    for key in [key for key in actual.fdb if key not in desired.fdb]:  # a difference of sets is one long step
         yield wording.fdb(key), f"{WHY_STALE}: {wording.fdb_says(actual.fdb[key])}"
-    for row in actual.neigh.keys() - desired.neigh.keys():
+    for row in [row for row in actual.neigh if row not in desired.neigh]:
         yield wording.neigh(row), f"{WHY_STALE}: lladdr {text_mac(actual.neigh[row])}"
     if actual.firewall and not desired.firewall:
         yield wording.FIREWALL, WHY_STALE

@@ -193,6 +193,14 @@ def rename(kernel: Kernel, devices: Mapping[str, str]) -> None:
     kernel.neigh = {new(key, dev=devices.get(key.dev, key.dev)): mac for key, mac in kernel.neigh.items()}
 
 
+def let_go(kernel: Kernel) -> None:
+    """Empty what is not needed any more, row by row: freeing 300,000 rows at once is one step for all threads, of
+    0.1 s."""
+    for rows in (kernel.fdb, kernel.neigh):
+        while rows:
+            rows.popitem()
+
+
 def _drop_device(kernel: Kernel, name: str) -> None:
     """A device takes all that is on it along; a bridge also the rows of its ports."""
     ports = {port for port, link in kernel.links.items() if link.master == name}

@@ -28,7 +28,8 @@ _AGED = FdbTarget()
 class Part(msgspec.Struct):
     """The share of network ``id``.
 
-    ``omitted``: who should be reachable and has no rows, by endpoint id (or the network's), and why.
+    ``omitted``: who should be reachable and has no rows, by endpoint id (or the network's), and why; ``disputed``:
+    those of them whose address or MAC is another's.
     ``unknown``: a local endpoint is there but not what it takes to say what belongs to it: what the kernel holds
     for the network is to be left alone. ``claims``: MACs and packed addresses (their lengths differ), and whose
     they are. ``local``: this host's endpoints. ``remote``: those that have rows; ``users``: how many of those
@@ -38,6 +39,7 @@ class Part(msgspec.Struct):
     id: NetworkId
     kernel: Kernel = msgspec.field(default_factory=Kernel)
     omitted: dict[bytes, Finding] = {}
+    disputed: set[EndpointId] = set()
     unknown: bool = False
     claims: dict[bytes, EndpointId] = {}
     local: set[EndpointId] = set()
@@ -78,6 +80,7 @@ def add_remotes(
         mac, ips = endpoint.mac, endpoint.ips
         if claims.get(mac, id_) != id_ or any(claims.get(ip, id_) != id_ for ip in ips):
             _omit(part, id_, endpoint, WHY_TAKEN)
+            part.disputed.add(id_)
             continue
         claims[mac] = id_
         kernel.fdb[FdbKey(device, mac, "self")] = target
@@ -115,6 +118,7 @@ def _target(view: View, host: HostId, ids: Mapping[HostId, int]) -> FdbTarget | 
 def remove_remote(part: Part, id_: EndpointId) -> Kernel:
     """Take a remote endpoint's rows out, and its host's nexthop with the last of them; return what went."""
     part.omitted.pop(id_, None)
+    part.disputed.discard(id_)
     endpoint = part.remote.pop(id_, None)
     went = Kernel()
     if endpoint is None:
@@ -161,7 +165,7 @@ def remote_rows(part: Part, id_: EndpointId) -> Kernel:
 def has_rival(part: Part, id_: EndpointId, endpoint: Endpoint | None) -> bool:
     """Tell whether any claim in the network is disputed, or ``endpoint`` would dispute one: then who keeps the
     rows depends on all of them."""
-    if any(finding.why == WHY_TAKEN for finding in part.omitted.values()):
+    if part.disputed:
         return True
     if endpoint is None:
         return False

@@ -91,6 +91,7 @@ class Shadow:
             owed = set(diff(whole, before, deletions=True))
             repairs = [op for op in todo if op not in owed]
         self.fights.note(repairs, found, now)
+        kernels.let_go(before)
         return todo, repairs
 
     def change(
@@ -201,6 +202,8 @@ class Shadow:
         desired.gates = gates(view, desired.firewall, dump.ours.gates)
         result = findings(desired, dump, refused)
         result["missing"] += [finding for part in parts.values() for finding in part.omitted.values()]
+        for kernel in (dump.ours, *(part.kernel for part in parts.values())):
+            kernels.let_go(kernel)
         return result
 
     def counts(self) -> dict[str, int]:
@@ -296,6 +299,7 @@ class Shadow:
             self._want[network_id] = part
         kernels.join(self._gone, _locally_gone(before.kernel, part.kernel))
         kernels.subtract(self._gone, part.kernel)
+        kernels.let_go(before.kernel)
 
     def _note_vanished(self, view: View, whole: Kernel, now: float) -> None:
         missing = {

@@ -10,13 +10,23 @@ import hashlib
 import struct
 from collections.abc import Iterable, Iterator
 
-from meshd.config import BUCKET_ITEMS
+from meshd.config import BUCKET_ITEMS, SPLITS_A_PUT
 from meshd.messages import BUCKET_HASH_BYTES, DIGEST_BYTES, MAX_BUCKETS
 from meshd.model import Key, Version
 
 _MODULUS = 1 << (8 * DIGEST_BYTES)
 _BUCKET_MASK = (1 << (8 * BUCKET_HASH_BYTES)) - 1
 _STAMP = struct.Struct(">BQQ")
+
+
+class _Bucket:
+    """``keys``: a dict and not a set, so that its order does not depend on the process."""
+
+    __slots__ = ("keys", "sum")
+
+    def __init__(self) -> None:
+        self.sum = 0
+        self.keys: dict[Key, None] = {}
 
 
 def bucket_of(key: Key, count: int) -> int:
@@ -26,7 +36,11 @@ def bucket_of(key: Key, count: int) -> int:
 
 
 class DigestTable:
-    """Sums of stamp hashes: one for everything, one a bucket."""
+    """Sums of stamp hashes: one for everything, one a bucket.
+
+    Buckets are split a few at a time, with each item that comes: splitting 100,000 items' all at once would hold up
+    the loop for 0.1 s. Until all are, the table counts as the smaller one.
+    """
 
     def __init__(self, secret: bytes) -> None:
         """``secret``: up to 64 bytes, the same on all hosts of the cluster."""
@@ -34,10 +48,10 @@ class DigestTable:
         self._hashes: dict[Key, int] = {}
         self._root = 0
         self._count = 1
-        self._sums = [0]
-        self._keys: list[dict[Key, None]] = [
-            {}
-        ]  # dicts, not sets: their order does not depend on the process
+        self._buckets = [_Bucket()]
+        self._halves: list[
+            _Bucket
+        ] = []  # of the first of these buckets, two each: the table of the next size
 
     def __len__(self) -> int:
         return len(self._hashes)
@@ -59,32 +73,53 @@ class DigestTable:
         hasher.update(key.id)
         hasher.update(version.writer)
         value = int.from_bytes(hasher.digest(), "big")
-        index = bucket_of(key, self._count)
         delta = value - self._hashes.get(key, 0)
         self._hashes[key] = value
         self._root = (self._root + delta) % _MODULUS
-        self._sums[index] = (self._sums[index] + delta) % _MODULUS
-        self._keys[index][key] = None
-        if len(self._hashes) > 2 * BUCKET_ITEMS * self._count and self._count < MAX_BUCKETS:
-            self._double()
+        for bucket in self._homes(key):
+            bucket.sum = (bucket.sum + delta) % _MODULUS
+            bucket.keys[key] = None
+        if self._halves or len(self._hashes) > 2 * BUCKET_ITEMS * self._count:
+            self._grow()
 
     def remove(self, key: Key) -> None:
         """Stop counting ``key``; unknown keys are nothing to remove."""
         value = self._hashes.pop(key, None)
         if value is None:
             return
-        index = bucket_of(key, self._count)
         self._root = (self._root - value) % _MODULUS
-        self._sums[index] = (self._sums[index] - value) % _MODULUS
-        self._keys[index].pop(key, None)
+        for bucket in self._homes(key):
+            bucket.sum = (bucket.sum - value) % _MODULUS
+            bucket.keys.pop(key, None)
 
-    def _double(self) -> None:
-        self._count *= 2
-        self._sums = self._sums_at(self._count)
-        keys: list[dict[Key, None]] = [{} for _ in range(self._count)]
-        for key in self._hashes:
-            keys[bucket_of(key, self._count)][key] = None
-        self._keys = keys
+    def _homes(self, key: Key) -> Iterator["_Bucket"]:
+        """Yield the bucket of ``key``, and its half where that bucket has been split already."""
+        yield self._buckets[bucket_of(key, self._count)]
+        if self._halves:
+            index = bucket_of(key, 2 * self._count)
+            if index < len(self._halves):
+                yield self._halves[index]
+
+    def _grow(self) -> None:
+        """Split the next SPLITS_A_PUT buckets; with the last of them the table has its next size."""
+        if self._count >= MAX_BUCKETS:
+            return
+        first = len(self._halves) // 2
+        for bucket in self._buckets[first : first + SPLITS_A_PUT]:
+            self._halves += self._split(bucket)
+        if len(self._halves) == 2 * self._count:
+            self._count *= 2
+            self._buckets, self._halves = self._halves, []
+
+    def _split(self, bucket: "_Bucket") -> tuple["_Bucket", "_Bucket"]:
+        halves = _Bucket(), _Bucket()
+        for key in bucket.keys:
+            half = halves[bucket_of(key, 2 * self._count) & 1]
+            half.sum += self._hashes[key]
+            half.keys[key] = None
+        for half in halves:
+            half.sum %= _MODULUS
+        return halves
 
     def _sums_at(self, count: int) -> list[int]:
         sums = [0] * count
@@ -96,10 +131,10 @@ class DigestTable:
     def hashes(self, count: int) -> bytes:
         """Return ``count`` bucket hashes of 8 bytes each, concatenated; any power of two may be asked for."""
         if count == self._count:
-            sums = self._sums
+            sums = [bucket.sum for bucket in self._buckets]
         elif count < self._count:
-            step = self._count // count
-            sums = [sum(self._sums[i : i + step]) for i in range(0, self._count, step)]
+            step, own = self._count // count, [bucket.sum for bucket in self._buckets]
+            sums = [sum(own[i : i + step]) for i in range(0, self._count, step)]
         else:
             sums = self._sums_at(count)
         return b"".join((value & _BUCKET_MASK).to_bytes(BUCKET_HASH_BYTES, "big") for value in sums)
@@ -110,7 +145,7 @@ class DigestTable:
             if count <= self._count:
                 step = self._count // count
                 for own in range(bucket * step, (bucket + 1) * step):
-                    yield from self._keys[own]
+                    yield from self._buckets[own].keys
             else:
                 own = bucket // (count // self._count)
-                yield from (key for key in self._keys[own] if bucket_of(key, count) == bucket)
+                yield from (key for key in self._buckets[own].keys if bucket_of(key, count) == bucket)

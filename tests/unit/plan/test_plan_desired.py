@@ -1,5 +1,7 @@
 """From a view of the cluster to exactly what the kernel should hold."""
 
+from itertools import permutations
+
 import msgspec
 import pytest
 
@@ -321,3 +323,24 @@ def test_frames_for_all_go_once_to_each_host_with_endpoints_there_where_asked_fo
     assert copies == {FdbKey(device, bytes(6), "self", ip4("192.0.2.2")): FdbTarget(dst=ip4("192.0.2.2"))}
     port = kernel.links[device].port
     assert (port.bcast_flood, port.mcast_flood, port.flood, port.neigh_suppress) == (True, True, False, True)
+
+
+def test_who_keeps_an_address_that_several_claim_does_not_depend_on_the_order_of_arrival():
+    world = blue_on_two_hosts()
+    world.endpoint("here", BLUE, B, "10.1.0.2")  # a local endpoint's: that keeps it
+    for name, host, ips in (
+        ("x", B, ["10.1.0.9", "10.1.0.8"]),
+        ("y", C, ["10.1.0.8"]),
+        ("z", C, ["10.1.0.9"]),
+    ):
+        world.endpoint(name, BLUE, host, *ips)
+    expected = desired_parts(world.view())[BLUE]
+    assert {id_of(name) for name in ("x", "y", "z")} - expected.disputed
+    for order in permutations(sorted(world.endpoints)):
+        world.endpoints = {id_: world.endpoints[id_] for id_ in order}
+        part = desired_parts(world.view())[BLUE]
+        assert (part.kernel, part.omitted, part.disputed) == (
+            expected.kernel,
+            expected.omitted,
+            expected.disputed,
+        )

@@ -596,6 +596,22 @@ def test_an_endpoint_that_comes_or_goes_costs_the_same_among_ten_and_among_two_t
     assert all(sum(visited) < 100 for _, visited in many)
 
 
+def test_an_endpoint_costs_the_same_where_thousands_have_no_rows_since_their_host_is_unknown():
+    visited = []
+    for size in (10, 2000):
+        bench, unknown = running(), b"?" * 16
+        many = {
+            bench.world.endpoint(f"m{n}", BLUE, unknown, bytes((10, 1, 1 + n // 250, n % 250)))
+            for n in range(size)
+        }
+        bench.change(endpoints={BLUE: many})
+        part = bench.shadow._want[BLUE]
+        part.omitted = Counted(part.omitted)
+        bench.change(endpoints={BLUE: {bench.world.endpoint("one", BLUE, B, "10.1.15.1")}})
+        visited.append(part.omitted.visited)
+    assert visited[0] == visited[1] < 10
+
+
 def test_a_narrow_view_suffices_also_where_the_network_has_to_be_worked_out_as_a_whole():
     bench = running()
     bench.world.endpoint("rival", BLUE, C, "10.1.0.66")  # db's address: who keeps it depends on all

@@ -5,6 +5,7 @@ from random import Random
 from hypothesis import given
 from hypothesis import strategies as st
 
+from meshd.config import BUCKET_ITEMS, SPLITS_A_PUT
 from meshd.model import Key, Version
 from meshd.spread.digest import DigestTable, bucket_of
 
@@ -64,10 +65,41 @@ def test_buckets_of_any_count_are_the_same_whatever_count_is_kept(seed, count):
     grown = table(entries.items())
     assert grown.count > 1
     small = DigestTable(SECRET)
-    small._double = lambda: None  # the same content, kept in one bucket
+    small._grow = lambda: None  # the same content, kept in one bucket
     for key, version in entries.items():
         small.put(key, version)
     assert grown.hashes(count) == small.hashes(count)
     for bucket in {0, count // 2, count - 1}:
         expected = {key for key in entries if bucket_of(key, count) == bucket}
         assert set(grown.keys_in([bucket], count)) == expected == set(small.keys_in([bucket], count))
+
+
+def test_growing_costs_each_item_a_few_buckets_and_at_every_moment_the_table_is_right():
+    made, random = DigestTable(SECRET), Random(1)
+    split, entries = [0], {}
+    plain = made._split
+
+    def counted(bucket):
+        split[-1] += len(bucket.keys)
+        return plain(bucket)
+
+    made._split = counted
+    for number in range(3000):
+        key = Key(3, random.randbytes(16))
+        entries[key] = Version(number, 0, bytes(16))
+        made.put(key, entries[key])
+        if number % 3 == 2:  # what is changed and what goes, also while half the buckets are split
+            gone, changed = random.sample(sorted(entries), 2)
+            made.remove(gone)
+            del entries[gone]
+            entries[changed] = Version(number, 1, bytes(16))
+            made.put(changed, entries[changed])
+        split.append(0)
+        if number % 100 == 0:
+            small = DigestTable(SECRET)
+            small._grow = lambda: None
+            for each, version in entries.items():
+                small.put(each, version)
+            assert (made.root, made.hashes(made.count)) == (small.root, small.hashes(made.count))
+    assert made.count >= 128
+    assert max(split) < 2 * SPLITS_A_PUT * 10 * BUCKET_ITEMS, "a few buckets, however many there are"
