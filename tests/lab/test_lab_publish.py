@@ -197,6 +197,41 @@ def test_a_port_published_on_an_overlay_with_host_access_is_reached_from_everywh
         assert not set(asked(host.ns, *((kind, "127.0.0.1", 8080) for kind in BOTH))) & {*NOTHING, "OSError"}
 
 
+@pytest.mark.parametrize("kind", ["bridge", "overlay", "overlay --host-access"])
+def test_a_caller_on_the_lan_reaches_over_v6_whom_the_host_has_not_spoken_with(
+    lab3: Lab, attach: Attach, new_network: NewNetwork, kind: str
+) -> None:
+    """Who is asked for on behalf of others is asked for from a link-local address, so the bridge has one."""
+    host = lab3.hosts[0]
+    web = attach(host, new_network("-d", *kind.split(), "--ipv6"), "--publish", "8080:80")
+    device = f"mo{'x' if 'access' in kind else ''}{web.devices}"
+    question = ("tcp", V6, 8080)
+
+    def link_local() -> list[str]:
+        shown = host.run("ip", "-o", "-6", "addr", "show", "dev", device, "scope", "link").stdout
+        return [line.split()[3] for line in shown.splitlines()]
+
+    def forget() -> None:
+        host.run("ip", "-6", "neigh", "flush", "dev", device)
+        assert web.v6 not in host.run("ip", "-6", "neigh", "show", "dev", device).stdout
+
+    (address,) = link_local()
+    with served(web), explained(host):
+        forget()
+        assert asked(lab3.lan, question) == [LAN_V6]
+        if kind == "bridge":  # that this is what it takes
+            host.kill()
+            host.run("ip", "addr", "del", address, "dev", device)
+            forget()
+            assert asked(lab3.lan, question, seconds=1.0)[0] in (*NOTHING, "OSError")
+            host.start()
+            host.wait_in_sync()
+            assert link_local() == [address]
+            forget()  # or whoever came meanwhile is told that nobody is there
+            assert asked(lab3.lan, question) == [LAN_V6]
+    lab3.hosts[1].wait_alive(len(lab3.hosts))
+
+
 def test_a_client_that_keeps_its_port_follows_a_publication_to_another_endpoint(
     lab3: Lab, attach: Attach
 ) -> None:
