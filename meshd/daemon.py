@@ -58,6 +58,7 @@ from meshd.shell.journal import DiskWriter, Journal
 from meshd.shell.notify import keep_told, notify, notify_surely, status_line
 from meshd.shell.ownaddress import OwnAddress
 from meshd.shell.reconcile import Reconciler
+from meshd.shell.reload import reload
 from meshd.shell.streams import Streams
 from meshd.shell.watchdog import Watchdog, period_of
 from meshd.state.store import Store
@@ -70,6 +71,7 @@ log = structlog.get_logger()
 def main(settings: Settings, source: Path) -> bool:
     """Run until SIGTERM, SIGINT or leave; True for leave. Raises MeshdError for what an operator must mend."""
     logging.configure(settings.log)
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)  # until there is something to reload
     gc.set_threshold(*GC_THRESHOLDS)
     sys.setswitchinterval(SWITCH_INTERVAL_S)
     return trio.run(_run, settings, source)
@@ -114,7 +116,7 @@ async def _run(settings: Settings, source: Path) -> bool:
         node = Node(
             me=who.host, facts=facts, incarnation=time.time_ns() // 1_000_000, store=store, keyring=ring,
             entropy=os.urandom, rng=Random(os.urandom(16)), now=now, wall_offset_s=time.time() - now,
-            seeds=[_seed(text) for text in settings.gossip.seeds],
+            seeds=_seeds(settings),
         )  # fmt: skip
         keep_junk_out(udp, node.sealer.tag)
         cluster.gossip = Gossip(node, udp, cluster.on_event, watchdog.loop("gossip"))
@@ -128,6 +130,7 @@ async def _run(settings: Settings, source: Path) -> bool:
             on_fight=cluster.fought_over, on_others=own.changed, loop=watchdog.loop("netlink"),
         )  # fmt: skip
         use_cases(cluster)
+        cluster.reload = lambda: reload(cluster, source, _seeds)
         cluster.adopt(now)
         del entries
         gc.freeze()  # what was loaded stays for good
@@ -222,9 +225,8 @@ async def _until_stopped(cluster: Cluster) -> None:
     async def signalled(scope: trio.CancelScope) -> None:
         with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGHUP) as signals:
             async for number in signals:
-                # a terminal that went away, or a reload: neither is a reason to stop
                 if number == signal.SIGHUP:
-                    log.warning("SIGHUP ignored: this version reads its configuration at start only")
+                    _hup(cluster)
                     continue
                 log.info("stopping", signal=signal.Signals(number).name)
                 cluster.node.restarting(cluster.now(), RESTART_ANNOUNCED_S)
@@ -237,6 +239,16 @@ async def _until_stopped(cluster: Cluster) -> None:
         await cluster.reconciler.settled()
         await trio.sleep(LEAVE_LINGER_S)  # whoever asks whether it was heard gets an answer
         nursery.cancel_scope.cancel()
+
+
+def _hup(cluster: Cluster) -> None:
+    """Reload, and tell the service manager that asked (sd_notify(3))."""
+    notify("RELOADING=1", f"MONOTONIC_USEC={time.monotonic_ns() // 1000}")
+    try:
+        cluster.reload()
+    except MeshdError as error:
+        log.error("not reloaded: nothing was changed", error=error.what, hint=error.hint)
+    notify("READY=1")
 
 
 async def _keep_house(cluster: Cluster) -> None:
@@ -366,9 +378,9 @@ def _channel(node: Node, session: bytes, peer: HostId | None) -> Channel:
     return Channel.initiator(node.me, session, ring, os.urandom, peer)
 
 
-def _seed(text: str) -> Address:
-    host, _, port = text.rpartition(":")
-    return Address(host.strip("[]"), int(port))
+def _seeds(settings: Settings) -> list[Address]:
+    parts = [text.rpartition(":") for text in settings.gossip.seeds]
+    return [Address(host.strip("[]"), int(port)) for host, _, port in parts]
 
 
 def _read(path: str) -> str:

@@ -18,6 +18,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "join": ("meshctl.setup:join", "Make this host a member of a cluster."),
     "status": ("meshctl.cluster:status", "This host, the cluster and the kernel in short."),
     "members": ("meshctl.cluster:members", "The cluster's hosts as this one sees them."),
+    "reload": ("meshctl.lifecycle:reload", "Have the daemon read its configuration anew."),
     "leave": ("meshctl.cluster:leave", "Take this host out of the cluster."),
     "network": ("meshctl.network:network", "Create, list, inspect and remove networks."),
     "attach": ("meshctl.attach:attach", "Give a network namespace an endpoint on a network."),

@@ -173,6 +173,12 @@ async def _token(call: Call) -> Response:
     return _json(views.token(call.cluster))
 
 
+async def _reload(call: Call) -> Response:
+    if call.request.body:
+        decode(call.request.body, shapes.EmptyShape)
+    return _json(call.cluster.reload())
+
+
 async def _leave(call: Call) -> Response:
     if call.request.body:
         decode(call.request.body, shapes.EmptyShape)
@@ -203,6 +209,7 @@ ROUTES: tuple[Route, ...] = (
     Route("GET", "/v1/diff", _diff, needs_root=False),
     Route("GET", "/v1/events", _events, needs_root=False, fields=("follow",)),
     Route("GET", "/v1/token", _token, needs_root=True, verb="token-read"),
+    Route("POST", "/v1/reload", _reload, needs_root=True, verb="reload"),
     Route("POST", "/v1/leave", _leave, needs_root=True, verb="leave"),
 )
 

@@ -331,6 +331,10 @@ class Node:
             return Address.unpack(member.facts.address, member.facts.port)
         return self._heard_from.get(host)
 
+    def use_seeds(self, seeds: Sequence[Address]) -> None:
+        """Join by these addresses from now on."""
+        self._seeds = tuple(seeds)
+
     def in_sync(self, now: float) -> bool:
         """Whether this host may delete what it has no record of: its digest has equalled that of two peers, or
         of all there are, or it has been alone for ALONE_S. Once true, it stays, until this host's state turns out

@@ -64,7 +64,7 @@ from meshd.shell.lag import Lag
 from meshd.shell.mtuwatch import MtuWatch
 from meshd.shell.reconcile import Reconciler
 from meshd.shell.streams import Streams
-from meshd.shell.usecase import Figures
+from meshd.shell.usecase import Figures, Reloaded
 from meshd.state.deeds import DeedBook
 from meshd.state.roster import Roster
 from meshd.state.store import Change, Store
@@ -90,6 +90,7 @@ class Cluster:
     streams: Streams
     reconciler: Reconciler
     answer_block_ask: Callable[[HostId, BlockAsk], Awaitable[BlockAnswer]]
+    reload: Callable[[], Reloaded]
     release: Callable[[EndpointId], Awaitable[object]]
     network_removed: Callable[[Item], Awaitable[None]]
     endpoint_gone: Callable[[NetworkId], Awaitable[None]]
@@ -265,6 +266,13 @@ class Cluster:
             aged=self.aged,
             open_forward=self.settings.firewall.open_forward,
         )
+
+    def use(self, settings: Settings) -> None:
+        """Go on with other settings: those that are read when they matter (shell/reload.py has the list)."""
+        before, self.settings = self.settings, settings
+        if before.firewall != settings.firewall:
+            self._dirty(None)
+        self.age_rows()
 
     # --- changing -------------------------------------------------------------------------------------------
     async def commit(self, items: Sequence[Item], forget: Sequence[Key] = ()) -> None:

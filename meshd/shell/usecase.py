@@ -4,7 +4,7 @@ and tested without sockets, gossip or a kernel. shell/cluster.py is the real one
 
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
-from typing import Protocol, TypeVar, TypeVarTuple
+from typing import Any, Protocol, TypeVar, TypeVarTuple
 
 import msgspec
 
@@ -152,6 +152,23 @@ class Figures(msgspec.Struct, frozen=True):
     journal_bytes: int
     lag_s: float
     lag_worst_s: float
+
+
+class Changed(msgspec.Struct, frozen=True):
+    """One setting whose value in the file is not the one in use: ``key`` as ``table.key``, values as JSON has them."""
+
+    key: str
+    before: Any
+    after: Any
+
+
+class Reloaded(msgspec.Struct, frozen=True):
+    """What a reload came to. ``changed``: in use now; ``restart``: not before the daemon is started anew; ``notes``:
+    what else to know, a line each."""
+
+    changed: list[Changed]
+    restart: list[Changed]
+    notes: list[str]
 
 
 class ClusterLike(Protocol):
@@ -322,6 +339,12 @@ class ClusterLike(Protocol):
 
     def primary_key(self) -> tuple[str, str]:
         """Return the primary key's id and the key itself, as ``KEYID`` and ``KEYID:BASE64``."""
+        ...
+
+    @property
+    def reload(self) -> Callable[[], Reloaded]:
+        """Read the operator's files anew and use what can be used at once. Raises ConfigError, with nothing
+        changed."""
         ...
 
     async def leave(self) -> None:

@@ -449,9 +449,8 @@ def test_a_pair_goes_when_it_is_not_needed_and_is_never_there_when_that_is_turne
     web = attach(host, "bridge", *PUBLISH)
     with other_firewall(host, UFW), served(web):
         wait_for("the pair is there", 10.0, lambda: accepts(host, "ip filter FORWARD") == 2)
-        host.stop()
         host.configure(firewall={"open_forward": False})
-        host.start()
+        host.json("reload")
         wait_for("the pair is gone", 10.0, lambda: accepts(host, "ip filter FORWARD") == 0)
         host.wait_in_sync()
         assert asked(lab3.lan, ("tcp", V4, 8080), seconds=1.0)[0] in (*NOTHING, "OSError")

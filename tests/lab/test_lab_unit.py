@@ -161,3 +161,78 @@ def test_a_watchdog_of_a_daemon_that_stands_still_gets_nothing(host: Host, manag
         os.kill(host.pid, signal.SIGCONT)
     manager.until("WATCHDOG=1")
     host.stop()
+
+
+def settings_of(host: Host) -> str:
+    return (host.dir / "etc" / "meshd.toml").read_text()
+
+
+def test_a_reload_uses_what_it_can_and_names_what_needs_a_restart(host: Host) -> None:
+    written = settings_of(host)
+    host.start()
+    try:
+        assert host.meshctl("reload").stdout == "nothing has changed\n"
+        host.configure(
+            log={"level": "error"}, gossip={"seeds": ["192.0.2.250:7947"]}, pools={"v4": ["10.77.0.0/16"]}
+        )
+        changed = host.json("reload")["changed"]
+        assert [each["key"] for each in changed] == ["gossip.seeds", "pools.v4", "log.level"]
+        said = host.log.read_text()
+        host.json("network", "create", "green", "--label", "a=b")  # an audit line, which is info
+        assert host.log.read_text() == said
+        (subnet,) = host.json("network", "inspect", "green")["subnets"]
+        assert subnet.startswith("10.77.")
+        host.json("network", "rm", "green")
+
+        host.configure(gossip={"port": 8000}, log={"level": "info"})
+        done = host.meshctl("reload")
+        assert done.stdout.splitlines() == [
+            "changed: log.level: error -> info",
+            "needs a restart: gossip.port: 7947 -> 8000",
+        ]
+        assert any("gossip.port (7947 now, 8000 then)" in line for line in host.status()["health"])
+        host.configure(gossip={"port": 7947})
+        assert host.meshctl("reload").stdout == "nothing has changed\n"
+        assert host.status()["health"] == []
+
+        keyring = host.dir / "etc" / "keyring"
+        keys = keyring.read_text()
+        keyring.write_text(f"{keys}beef:{'A' * 43}=\n")
+        assert "has key beef, which this host does not use" in host.meshctl("reload").stdout
+        keyring.write_text(keys)
+    finally:
+        (host.dir / "etc" / "meshd.toml").write_text(written)
+        host.stop()
+
+
+@pytest.mark.parametrize(
+    ("file", "text", "error"),
+    [
+        ("meshd.toml", "[gossip]\nprot = 1\n", "meshd.toml: gossip.prot: unknown key"),
+        ("meshd.toml", '[log]\nlevel = "loud"\n', "meshd.toml: log.level: "),
+        ("meshd.toml", "[log\n", "meshd.toml: not TOML"),
+        ("keyring", "zz\n", "keyring: line 1: not KEYID:BASE64"),
+    ],
+)
+def test_a_reload_of_a_wrong_file_changes_nothing_and_says_what_is_wrong(
+    host: Host, manager: ServiceManager, file: str, text: str, error: str
+) -> None:
+    path = host.dir / "etc" / file
+    written = path.read_text()
+    host.start(manager=Manager(environment=manager.environment))
+    try:
+        manager.until("READY=1")
+        path.write_text(text)
+        done = host.meshctl("reload")
+        assert (done.returncode, done.stdout) == (1, "")
+        assert error in done.stderr
+        os.kill(host.pid, signal.SIGHUP)
+        said = manager.until("READY=1")
+        assert "RELOADING=1" in said
+        assert any(line.startswith("MONOTONIC_USEC=") for line in said)
+        assert "not reloaded: nothing was changed" in host.log.read_text()
+        path.write_text(written)
+        assert host.meshctl("reload").stdout == "nothing has changed\n"
+    finally:
+        path.write_text(written)
+        host.stop()

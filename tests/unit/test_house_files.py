@@ -54,9 +54,9 @@ def test_the_daemon_accepts_the_documented_configuration() -> None:
 
 @pytest.fixture
 def unit(tmp_path: Path) -> Path:
-    """The unit as `make install` would install it, with an ExecStart= that exists on this machine."""
-    text, replaced = re.subn(r"(?m)^ExecStart=\S+", f"ExecStart={sys.executable}", UNIT.read_text())
-    assert replaced == 1
+    """The unit as `make install` would install it, with programs that exist on this machine."""
+    text, replaced = re.subn(r"(?m)^Exec(Start|Reload)=\S+", rf"Exec\1={sys.executable}", UNIT.read_text())
+    assert replaced == 2
     for name in SOCKETS:
         shutil.copy(UNIT.with_name(name), tmp_path)
     installed = tmp_path / "meshd.service"

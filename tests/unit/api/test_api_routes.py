@@ -309,6 +309,21 @@ async def test_leave_takes_an_empty_body_or_none(body):
     assert (await site.ask("POST", "/v1/leave", {"now": True}))[0] == 400
 
 
+async def test_reload_tells_what_changed_and_a_wrong_file_is_an_error_that_names_it():
+    site = Site()
+    status, body = await site.ask("POST", "/v1/reload")
+    assert status == 200
+    assert body == {
+        "changed": [{"key": "log.level", "before": "info", "after": "debug"}], "restart": [], "notes": [],
+    }  # fmt: skip
+
+    def broken():
+        raise errors.ConfigError("f: log.level: wrong")
+
+    site.cluster.reload = broken
+    assert (await site.ask("POST", "/v1/reload"))[1]["code"] == "config"
+
+
 # --- bodies ---------------------------------------------------------------------------------------------------
 @pytest.mark.parametrize(
     "path, body, line",

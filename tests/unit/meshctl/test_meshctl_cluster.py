@@ -133,6 +133,22 @@ def test_leave_asks_once_and_prints_the_answer(daemon, meshctl):
     assert (result.exit_code, result.stdout, daemon.asked()) == (0, "{}\n", ["POST /v1/leave"])
 
 
+def test_reload_says_what_is_used_now_and_what_needs_a_restart(daemon, meshctl):
+    daemon.answers["POST /v1/reload"] = (
+        200,
+        {
+            "changed": [{"key": "pools.v4", "before": ["10.0.0.0/8"], "after": []}],
+            "restart": [{"key": "host.name", "before": None, "after": "a"}],
+            "notes": ["mind this"],
+        },
+    )
+    assert meshctl("reload").stdout.splitlines() == [
+        "changed: pools.v4: 10.0.0.0/8 -> -",
+        "needs a restart: host.name: (default) -> a",
+        "note: mind this",
+    ]
+
+
 def test_version_works_without_a_daemon(meshctl):
     result = meshctl("-o", "json", "version")
     assert (result.exit_code, result.stderr) == (0, "")

@@ -30,7 +30,7 @@ from meshd.plan.view import View
 from meshd.shell.desk import Desk
 from meshd.shell.events import EventBus
 from meshd.shell.space import answer_block_ask
-from meshd.shell.usecase import Figures
+from meshd.shell.usecase import Changed, Figures, Reloaded
 from meshd.state.deeds import DeedBook
 from meshd.state.roster import Roster
 from meshd.state.store import Store
@@ -273,6 +273,9 @@ class FakeCluster:
 
     def primary_key(self):
         return "0001", "0001:c2VjcmV0"
+
+    def reload(self):
+        return Reloaded([Changed("log.level", "info", "debug")], [], [])
 
     async def leave(self):
         self.left = True

@@ -1,0 +1,39 @@
+"""The commands about a host's membership and its daemon's life: reload.
+
+They decide how an answer reads for people; JSON goes out as the daemon said it.
+"""
+
+from typing import Any
+
+import click
+
+from meshctl.client import Client
+from meshctl.output import Invocation
+from meshctl.table import printable
+
+
+@click.command()
+@click.pass_obj
+def reload(invocation: Invocation) -> None:
+    """Have the daemon read its configuration anew.
+
+    What can be used at once is; the rest is named, and used after a restart. A file that is wrong changes nothing.
+    """
+    _, found = Client(invocation.socket).post("reload")
+    invocation.emit(found, lambda: _reload_lines(found))
+
+
+def _reload_lines(found: dict[str, Any]) -> list[str]:
+    lines = [f"changed: {_change(each)}" for each in found.get("changed") or []]
+    lines += [f"needs a restart: {_change(each)}" for each in found.get("restart") or []]
+    lines += [f"note: {printable(note)}" for note in found.get("notes") or []]
+    return lines or ["nothing has changed"]
+
+
+def _change(change: dict[str, Any]) -> str:
+    before, after = (_value(change.get(key)) for key in ("before", "after"))
+    return f"{change.get('key')}: {before} -> {after}"
+
+
+def _value(value: object) -> str:
+    return "(default)" if value is None else printable(value)
