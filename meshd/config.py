@@ -145,6 +145,7 @@ LABELS_MAX = 64  # labels of one network; likewise options
 LABEL_KEY_MAX_CHARS = 255
 LABEL_VALUE_MAX_CHARS = 1024
 LABELS_MAX_BYTES = 16 * 1024  # all of one network's, so that its item stays far below ITEM_MAX_BYTES
+SUBNETS_MAX = 16  # of one network; each has its root deed, and its route in every container
 EXCLUDE_MAX = 256  # --exclude addresses of one network
 ID_PREFIX_MIN_CHARS = 4  # the shortest part of a hex id that names a network; also of ``name~ab12``
 

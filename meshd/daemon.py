@@ -51,7 +51,7 @@ from meshd.model import (
 )
 from meshd.node import Node
 from meshd.plan import names
-from meshd.shell import attach, disk, hostaccess, identity, limits, networks, space
+from meshd.shell import attach, disk, hostaccess, identity, limits, netupdate, networks, space
 from meshd.shell.cluster import Cluster, cluster_id
 from meshd.shell.gossip import Gossip, bind, keep_junk_out
 from meshd.shell.journal import DiskWriter, Journal
@@ -161,6 +161,7 @@ def use_cases(cluster: Cluster) -> None:
             cluster.background(hostaccess.keep, cluster, item)
 
     cluster.answer_block_ask = lambda peer, ask: space.answer_block_ask(cluster, peer, ask)
+    cluster.answer_subnet_ask = lambda peer, ask: netupdate.answer_subnet_ask(cluster, peer, ask)
 
     async def removed(network: Item) -> None:
         await networks.keep_if_in_use(cluster, network)

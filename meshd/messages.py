@@ -9,7 +9,7 @@ from typing import Annotated
 
 import msgspec
 
-from meshd.model import U32, U64, Id16, Item, MemberFacts, Version
+from meshd.model import U32, U64, Id16, Item, MemberFacts, Short, Version
 
 DIGEST_BYTES = 16
 BUCKET_HASH_BYTES = 8
@@ -131,8 +131,8 @@ class Want(msgspec.Struct, frozen=True, array_like=True, tag=12):
 
 
 class BlockAsk(msgspec.Struct, frozen=True, array_like=True, tag=13):
-    """Hand me part of your space in ``network``: ``size`` indices, or exactly ``[start, start+size)`` when
-    ``exact``. Answered by BlockAnswer."""
+    """Hand me part of your space in ``network``: ``size`` indices of the space that ``start`` is in, or exactly
+    ``[start, start+size)`` when ``exact``. Answered by BlockAnswer."""
 
     request: U64
     network: Id16
@@ -147,6 +147,16 @@ class BlockAnswer(msgspec.Struct, frozen=True, array_like=True, tag=14):
     request: U64
     deeds: Annotated[tuple[Item, ...], msgspec.Meta(max_length=16)]
     refusal: Annotated[str, msgspec.Meta(max_length=200)] = ""
+
+
+class SubnetAsk(msgspec.Struct, frozen=True, array_like=True, tag=21):
+    """Add these subnets (CIDR text, v4 first; and gateways for them) to ``network``, which you made. Answered by
+    BlockAnswer with the deed that opens them."""
+
+    request: U64
+    network: Id16
+    subnets: Annotated[tuple[Short, ...], msgspec.Meta(max_length=2)]
+    gateways: Annotated[tuple[Short, ...], msgspec.Meta(max_length=2)] = ()
 
 
 class SyncOpen(msgspec.Struct, frozen=True, array_like=True, tag=15):
@@ -188,10 +198,10 @@ class MtuAck(msgspec.Struct, frozen=True, array_like=True, tag=20):
 
 Message = (
     Ping | Ack | PingReq | Nack | IndirectAck | Suspect | Restarting | News | Announce | Buckets | Stamps | Want
-    | BlockAsk | BlockAnswer | SyncOpen | StreamPing | StreamPong | Done | MtuProbe | MtuAck
+    | BlockAsk | BlockAnswer | SyncOpen | StreamPing | StreamPong | Done | MtuProbe | MtuAck | SubnetAsk
 )  # fmt: skip
 
 MESSAGE_TYPES: tuple[type[Message], ...] = (
     Ping, Ack, PingReq, Nack, IndirectAck, Suspect, Restarting, News, Announce, Buckets, Stamps, Want,
-    BlockAsk, BlockAnswer, SyncOpen, StreamPing, StreamPong, Done, MtuProbe, MtuAck,
+    BlockAsk, BlockAnswer, SyncOpen, StreamPing, StreamPong, Done, MtuProbe, MtuAck, SubnetAsk,
 )  # fmt: skip

@@ -154,22 +154,25 @@ class HostFacts(msgspec.Struct, frozen=True, array_like=True, gc=False):
 
 
 class Subnet(msgspec.Struct, frozen=True, array_like=True):
-    """One address range of a network: CIDR text and the gateway's address text (same on every host)."""
+    """One address range of a network: CIDR text and the gateway's address text (same on every host). ``start``: the
+    index that its own address stands for; the address of an index is as far from it (state/layout.py).
+    """
 
     cidr: Short
     gateway: Short
+    start: U64 = 0
 
 
 class Network(msgspec.Struct, frozen=True, array_like=True):
     """A network as the cluster knows it. ``vni`` is 0 for networks without VXLAN. ``mtu`` in bytes is what
-    containers get. ``subnets`` has at most one per family; both families share one index (state/deeds.py).
+    containers get. ``subnets``: those it was made with; later ones come by a deed that ``opens`` them.
     ``host_access``: each host with an endpoint is one itself. ``broadcast``: broadcast and multicast frames reach
     all its endpoints.
     """
 
     name: Name
     driver: Annotated[str, msgspec.Meta(max_length=16)]
-    subnets: Annotated[tuple[Subnet, ...], msgspec.Meta(max_length=8)]
+    subnets: Annotated[tuple[Subnet, ...], msgspec.Meta(max_length=16)]
     vni: U32 = 0
     mtu: Annotated[int, msgspec.Meta(ge=0, le=65535)] = 0
     internal: bool = False
@@ -221,6 +224,8 @@ class Deed(msgspec.Struct, frozen=True, array_like=True, gc=False):
 
     ``parent``: hash of the deed by which ``donor`` owns the space this is cut from; 16 zero bytes for the
     genesis deed, whose donor and owner are the network's creator and whose ``heirs`` (at most two) are named once.
+    ``opens``: subnets (at most one a family) that this deed adds to its network, and their space with them; its
+    parent is the genesis deed or the one that opened the subnet before (state/opened.py).
     """
 
     network: Id16
@@ -230,6 +235,7 @@ class Deed(msgspec.Struct, frozen=True, array_like=True, gc=False):
     donor: Id16
     parent: Id16
     heirs: Annotated[tuple[Id16, ...], msgspec.Meta(max_length=2)] = ()
+    opens: Annotated[tuple[Subnet, ...], msgspec.Meta(max_length=2)] = ()
 
 
 class Attachment(msgspec.Struct, frozen=True, array_like=True, gc=False):

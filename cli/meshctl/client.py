@@ -58,6 +58,10 @@ class Client:
         """POST a JSON body; return the status (200 or 201) and the JSON document."""
         return self.ask("POST", target(segments, {}), {} if body is None else body)
 
+    def patch(self, *segments: str, body: Mapping[str, Any]) -> Any:
+        """PATCH with a JSON body and return the JSON document."""
+        return self.ask("PATCH", target(segments, {}), body)[1]
+
     def delete(self, *segments: str) -> Any:
         """DELETE /v1/SEGMENTS and return the JSON document."""
         return self.ask("DELETE", target(segments, {}))[1]

@@ -16,14 +16,14 @@ HEAD = ("NAME", "DRIVER", "SCOPE", "VNI", "SUBNETS", "GATEWAYS", "MTU", "INTERNA
 
 @click.group(cls=Group)
 def network() -> None:
-    """Create, list, inspect and remove networks."""
+    """Create, list, inspect, change and remove networks."""
 
 
 @network.command()
 @click.argument("name", type=WORD)
 @click.option("-d", "--driver", type=click.Choice(DRIVERS), default="overlay", show_default=True)
 @click.option(
-    "--subnet", "subnets", type=CIDR, multiple=True, help="Its addresses, one a family.  [default: drawn]"
+    "--subnet", "subnets", type=CIDR, multiple=True, help="Its addresses; several.  [default: one, drawn]"
 )
 @click.option("--gateway", "gateways", type=IP, multiple=True, help="The gateway's address in a subnet.")
 @click.option(
@@ -72,6 +72,28 @@ def inspect(invocation: Invocation, name: str) -> None:
     """Show all of one network, and who owns which block of its addresses."""
     found = Client(invocation.socket).get("networks", name)
     invocation.emit(found, lambda: _inspect_lines(found))
+
+
+@network.command()
+@click.argument("name", type=WORD)
+@click.option(
+    "--add-subnet",
+    "add_subnets",
+    type=CIDR,
+    multiple=True,
+    help="More addresses; twice for an IPv4 and an IPv6 subnet that go together.",
+)
+@click.option("--gateway", "gateways", type=IP, multiple=True, help="The gateway's address in a new subnet.")
+@click.option("--label", "labels", type=KEY_VALUE, multiple=True, help="Set a label.")
+@click.option("--label-rm", "remove_labels", metavar="KEY", multiple=True, help="Remove a label.")
+@click.pass_obj
+def update(invocation: Invocation, /, name: str, **wanted: Any) -> None:
+    """Change the network NAME: give it more addresses, or other labels."""
+    if not any(wanted.values()):
+        raise click.UsageError("nothing to change: give --add-subnet, --label or --label-rm")
+    wanted["labels"] = dict(wanted["labels"])
+    found = Client(invocation.socket).patch("networks", name, body=wanted)
+    invocation.emit(found, lambda: _rows([found]))
 
 
 @network.command()

@@ -19,7 +19,7 @@ from meshd.api.exchange import NDJSON, Request, Response
 from meshd.api.peers import Access
 from meshd.errors import BadRequest, Forbidden, MeshdError, NotFound
 from meshd.model import text_id
-from meshd.shell import attach, networks
+from meshd.shell import attach, netupdate, networks
 from meshd.shell.events import Event, Subscription
 from meshd.shell.usecase import ClusterLike
 from meshd.state.networks import NetworkRequest
@@ -80,6 +80,11 @@ async def _create_network(call: Call) -> Response:
 
 async def _network(call: Call) -> Response:
     return _json(views.named_network(call.cluster, call.part))
+
+
+async def _update_network(call: Call) -> Response:
+    wanted = decode(call.request.body, netupdate.NetworkUpdate)
+    return _json(views.network(call.cluster, await netupdate.update_network(call.cluster, call.part, wanted)))
 
 
 async def _remove_network(call: Call) -> Response:
@@ -195,6 +200,7 @@ ROUTES: tuple[Route, ...] = (
     Route("GET", "/v1/networks", _networks, needs_root=False),
     Route("POST", "/v1/networks", _create_network, needs_root=True, verb="network-create"),
     Route("GET", "/v1/networks/{}", _network, needs_root=False),
+    Route("PATCH", "/v1/networks/{}", _update_network, needs_root=True, verb="network-update"),
     Route("DELETE", "/v1/networks/{}", _remove_network, needs_root=True, verb="network-remove"),
     Route(
         "GET",

@@ -5,6 +5,7 @@ request.
 import heapq
 from collections import Counter
 from collections.abc import Iterable, Iterator
+from ipaddress import ip_address, ip_network
 
 import msgspec
 import trio
@@ -36,7 +37,7 @@ from meshd.shell import networks
 from meshd.shell.attach import Attached, mtu_of
 from meshd.shell.usecase import ClusterLike
 from meshd.state.lan import LAN_DRIVERS, ROUTED_MODES, mode_of
-from meshd.state.layout import IndexSpace
+from meshd.state.layout import Layout
 from meshd.swim.members import Member, State
 
 
@@ -165,7 +166,7 @@ class EndpointView:
         self._cluster = cluster
         self._shown = networks.shown(cluster)
         self._items = {item.id: item for item in networks.live(cluster)}
-        self._lengths: dict[NetworkId, dict[int, int]] = {}  # of the networks that were asked for
+        self._layouts: dict[NetworkId, Layout] = {}  # of the networks that were asked for
         self._failed = {found.id for found in cluster.members.values() if found.state == State.FAILED}
 
     def show(self, endpoint_id: EndpointId, endpoint: Endpoint) -> EndpointShape:
@@ -197,12 +198,13 @@ class EndpointView:
 
     def _ips(self, endpoint: Endpoint) -> list[str]:
         """Give the addresses with the prefix length of their subnet; of a network not heard of yet, its own."""
-        lengths = self._lengths.get(endpoint.network)
-        if lengths is None:
+        layout = self._layouts.get(endpoint.network)
+        if layout is None:
             item = self._items.get(endpoint.network)
-            prefixes = IndexSpace.of(item).prefixes if item is not None else ()
-            lengths = self._lengths[endpoint.network] = {p.version: p.prefixlen for p in prefixes}
-        return [f"{text_ip(ip)}/{lengths.get(4 if len(ip) == 4 else 6, len(ip) * 8)}" for ip in endpoint.ips]
+            if item is None:
+                return [f"{text_ip(ip)}/{len(ip) * 8}" for ip in endpoint.ips]
+            layout = self._layouts[endpoint.network] = Layout.of(item)
+        return [f"{text_ip(ip)}/{layout.length_of(ip)}" for ip in endpoint.ips]
 
     def _plumb(self, found: Attached) -> PlumbShape:
         """Say what the caller has to do."""
@@ -213,14 +215,26 @@ class EndpointView:
             mac=text_mac(found.endpoint.mac),
             mtu=mtu_of(self._cluster, found.network),
             addresses=self._ips(found.endpoint),
-            routes=default_routes(body),
+            routes=[*routes_inside(body, found.endpoint), *default_routes(body, found.endpoint)],
             ipv6=any(len(ip) > 4 for ip in found.endpoint.ips),
             existing=not found.created,
             warnings=list(found.warnings),
         )
 
 
-def default_routes(network: Network) -> list[RouteShape]:
+def routes_inside(network: Network, endpoint: Endpoint) -> list[RouteShape]:
+    """Give the routes to the network's other subnets of the endpoint's families: they are on the same wire."""
+    of = [ip_network(subnet.cidr) for subnet in network.subnets]
+    mine = [ip_address(ip) for ip in endpoint.ips]
+    served = {ip.version for ip in mine}
+    return [
+        RouteShape(str(prefix), None)
+        for prefix in of
+        if prefix.version in served and not any(ip in prefix for ip in mine)
+    ]
+
+
+def default_routes(network: Network, endpoint: Endpoint) -> list[RouteShape]:
     """Give the way out, if a network is one: an internal network has none. Where there is no ARP, the device itself
     is the way."""
     if network.internal or network.options.get("default-route") == "no":
@@ -228,7 +242,12 @@ def default_routes(network: Network) -> list[RouteShape]:
     if network.driver in LAN_DRIVERS and mode_of(network) in ROUTED_MODES:
         families = {":" in subnet.cidr for subnet in network.subnets}
         return [RouteShape("::/0" if v6 else "0.0.0.0/0", None) for v6 in sorted(families)]
-    return [RouteShape("default", subnet.gateway) for subnet in network.subnets]
+    mine = [ip_address(ip) for ip in endpoint.ips]
+    return [
+        RouteShape("default", subnet.gateway)
+        for subnet in network.subnets
+        if any(ip in ip_network(subnet.cidr) for ip in mine)
+    ]
 
 
 class EndpointFilter:

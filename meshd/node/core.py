@@ -52,6 +52,7 @@ from meshd.messages import (
     Restarting,
     Stamp,
     Stamps,
+    SubnetAsk,
     Suspect,
     Want,
 )
@@ -219,7 +220,7 @@ class Node:
         self._settle(now)
 
     def send(self, to: HostId, message: Message, now: float) -> None:
-        """Send one message to one host (BlockAsk, BlockAnswer)."""
+        """Send one message to one host (BlockAsk, SubnetAsk, BlockAnswer)."""
         self._outbox.urgent(to, encode_message(message))
         self._settle(now)
 
@@ -418,7 +419,7 @@ class Node:
             case Want():
                 for item in repair.wanted(self.store, message):
                     self._news([sender], item, own=False)
-            case BlockAsk():
+            case BlockAsk() | SubnetAsk():
                 self._events.append(BlockAsked(sender, message))
             case BlockAnswer():
                 self._events.append(BlockAnswered(sender, message))

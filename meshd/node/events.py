@@ -2,7 +2,7 @@
 
 import msgspec
 
-from meshd.messages import BlockAnswer, BlockAsk
+from meshd.messages import BlockAnswer, BlockAsk, SubnetAsk
 from meshd.model import Address, HostId, Key
 from meshd.state.store import Change
 from meshd.swim.events import SwimEvent
@@ -39,14 +39,15 @@ class StreamProbeWanted(msgspec.Struct, frozen=True):
 
 
 class BlockAsked(msgspec.Struct, frozen=True):
-    """A peer asks for part of our space; answer with Node.send after the deed is on disk."""
+    """A peer asks for part of our space, or for a subnet to be added; answer with Node.send after the deed is on
+    disk."""
 
     peer: HostId
-    ask: BlockAsk
+    ask: BlockAsk | SubnetAsk
 
 
 class BlockAnswered(msgspec.Struct, frozen=True):
-    """The answer to our BlockAsk."""
+    """The answer to our BlockAsk or SubnetAsk."""
 
     peer: HostId
     answer: BlockAnswer

@@ -44,7 +44,7 @@ from meshd.shell.limits import check_ports
 from meshd.shell.space import answer_block_ask
 from meshd.shell.usecase import ClusterLike
 from meshd.state.lan import LAN_DRIVERS
-from meshd.state.layout import IndexSpace
+from meshd.state.layout import Layout
 
 __all__ = [
     "AttachRequest",
@@ -188,11 +188,11 @@ def _same(cluster: ClusterLike, held: EndpointId, network: Item, request: Attach
             f"{what} {shown.get(endpoint.network, text_id(endpoint.network))}",
             "use another --ifname, or detach it",
         )
-    space_ = IndexSpace.of(network)
+    layout = Layout.of(network)
     asked = {
         "name": (request.name, endpoint.name),
         "mac": (parse_mac(request.mac).hex(":") if request.mac else None, text_mac(endpoint.mac)),
-        "ip": (_text(space_, space_.index_of_all(request.ips)), _text(space_, endpoint.index)),
+        "ip": (_text(layout, layout.index_of_all(request.ips)), _text(layout, endpoint.index)),
         "alias": (_list(request.aliases), _list(endpoint.aliases)),
         "publish": (_list(map(str, parse_all(request.published))), _list(endpoint.published)),
     }
@@ -203,8 +203,8 @@ def _same(cluster: ClusterLike, held: EndpointId, network: Item, request: Attach
     return Attached(held, endpoint, attachment, network, created=False)
 
 
-def _text(space_: IndexSpace, index: int | None) -> str | None:
-    return None if index is None else ", ".join(text.partition("/")[0] for text in space_.texts(index))
+def _text(layout: Layout, index: int | None) -> str | None:
+    return None if index is None else ", ".join(text.partition("/")[0] for text in layout.texts(index))
 
 
 def _list(aliases: Iterable[str]) -> str:
@@ -213,8 +213,8 @@ def _list(aliases: Iterable[str]) -> str:
 
 async def _make(cluster: ClusterLike, network: Item, facts: Network, request: AttachRequest) -> Attached:
     """Make a new endpoint; undo everything that was done if any of it fails."""
-    space_ = IndexSpace.of(network)
-    want = space_.index_of_all(request.ips)
+    layout = Layout.of(network)
+    want = layout.index_of_all(request.ips)
     endpoint_id = _former_id(cluster, network, want) or networks.fresh_endpoint_id(cluster)
     mac = _mac(cluster, network, endpoint_id, request.mac)
     async with AsyncExitStack() as held:
@@ -222,9 +222,9 @@ async def _make(cluster: ClusterLike, network: Item, facts: Network, request: At
         if facts.driver in LAN_DRIVERS:
             where = await held.enter_async_context(lan.place(cluster, network, request.mac))
             mac = where.mac or mac
-            index = await lan.claim(cluster, network, space_, endpoint_id, want, where.parent)
+            index = await lan.claim(cluster, network, layout, endpoint_id, want, where.parent)
         else:
-            index = await space.reserve(cluster, network, space_, endpoint_id, want)
+            index = await space.reserve(cluster, network, layout, endpoint_id, want)
         made = await _make_at(cluster, network, request, endpoint_id, index, mac, where)
     space.fetch_ahead(cluster, network)
     return made
@@ -240,14 +240,13 @@ async def _make_at(
     where: lan.Place | None,
 ) -> Attached:
     """Make an endpoint whose index is reserved; ``where``: on which device of the LAN, if on one."""
-    space_ = IndexSpace.of(network)
     try:
         endpoint = Endpoint(
             network=network.id,
             host=cluster.me,
             name=request.name or f"ep-{text_id(endpoint_id)[: names.NAME_HEX]}",
             index=index,
-            ips=space_.ips(index),
+            ips=Layout.of(network).ips(index),
             mac=mac,
             ifname=request.ifname,
             aliases=tuple(dict.fromkeys(request.aliases)),

@@ -16,11 +16,12 @@ import structlog
 import trio
 
 from meshd.config import BLOCK_ASK_TIMEOUT_S, REPAIRS_NAMED_MAX, STALE_EVENTS_MAX, Settings
-from meshd.errors import MeshdError, Unavailable
+from meshd.errors import Conflict, MeshdError, Unavailable
 from meshd.kernel.namespace import Namespace
-from meshd.messages import BlockAnswer, BlockAsk
+from meshd.messages import BlockAnswer, BlockAsk, SubnetAsk
 from meshd.model import (
     ID_BYTES,
+    NO_PARENT,
     Address,
     Attachment,
     Deed,
@@ -66,6 +67,7 @@ from meshd.shell.reconcile import Reconciler
 from meshd.shell.streams import Streams
 from meshd.shell.usecase import Figures, Reloaded
 from meshd.state.deeds import DeedBook
+from meshd.state.opened import with_opened
 from meshd.state.roster import Roster
 from meshd.state.store import Change, Store
 from meshd.state.usage import Usage
@@ -91,6 +93,7 @@ class Cluster:
     reconciler: Reconciler
     answer_block_ask: Callable[[HostId, BlockAsk], Awaitable[BlockAnswer]]
     reload: Callable[[], Reloaded]
+    answer_subnet_ask: Callable[[HostId, SubnetAsk], Awaitable[BlockAnswer]]
     release: Callable[[EndpointId], Awaitable[object]]
     network_removed: Callable[[Item], Awaitable[None]]
     endpoint_gone: Callable[[NetworkId], Awaitable[None]]
@@ -330,37 +333,59 @@ class Cluster:
 
     # --- address space --------------------------------------------------------------------------------------
     async def ask_block(
-        self, owner: HostId, network: NetworkId, size: int, exact_start: int | None = None
+        self, owner: HostId, network: NetworkId, size: int, exact_start: int | None = None, *, near: int = 0
     ) -> list[Item]:
-        """Ask ``owner`` for part of its space; returns the deeds, already on our disk and in the store. Raises
-        Unavailable naming the owner and its reason."""
+        """Ask ``owner`` for part of its space, of that which ``near`` is in, or for exactly what starts at
+        ``exact_start``; returns the deeds, already on our disk and in the store. Raises Unavailable naming the owner
+        and its reason."""
+        name, exact = self.host_name(owner), exact_start is not None
+        start = near if exact_start is None else exact_start
+        answer = await self._ask(owner, lambda number: BlockAsk(number, network, size, exact, start))
+        if answer is None:
+            raise Unavailable(
+                f"host {name} owns the addresses and does not answer; nothing was changed",
+                f"wait until {name} is back, or choose an address without --ip",
+            )
+        if answer.refusal:
+            raise Unavailable(f"host {name} does not hand addresses on: {answer.refusal}")
+        return await self._granted(answer)
+
+    async def ask_subnet(
+        self, creator: HostId, network: NetworkId, subnets: Sequence[str], gateways: Sequence[str]
+    ) -> list[Item]:
+        """Ask the network's creator to add subnets; the deed that opens them is on our disk and in the store on
+        return. Raises Conflict with its reason, Unavailable naming it."""
+        name = self.host_name(creator)
+        answer = await self._ask(
+            creator, lambda number: SubnetAsk(number, network, tuple(subnets), tuple(gateways))
+        )
+        if answer is None:
+            raise Unavailable(
+                f"host {name}, which made the network, does not answer; whether the subnet was added shows once it does",
+                f"bring {name} back: only it adds subnets, so that no address is ever given twice",
+            )
+        if answer.refusal:
+            raise Conflict(f"host {name}, which made the network, refuses: {answer.refusal}")
+        return await self._granted(answer)
+
+    async def _ask(self, host: HostId, ask: Callable[[int], BlockAsk | SubnetAsk]) -> BlockAnswer | None:
+        """Send what ``ask`` makes of a fresh number and return the answer, None without one in time."""
         request = int.from_bytes(self.entropy(7), "big")
         send, receive = trio.open_memory_channel[BlockAnswer](1)
-        self._asks[request] = owner, send
-        name = self.host_name(owner)
+        self._asks[request] = host, send
         try:
-            ask = BlockAsk(
-                request=request,
-                network=network,
-                size=size,
-                exact=exact_start is not None,
-                start=exact_start or 0,
-            )
-            self.node.send(owner, ask, self.now())
+            self.node.send(host, ask(request), self.now())
             self.gossip.pump()
             with trio.move_on_after(BLOCK_ASK_TIMEOUT_S):
-                answer = await receive.receive()
-                if answer.refusal:
-                    raise Unavailable(f"host {name} does not hand addresses on: {answer.refusal}")
-                deeds = [item for item in answer.deeds if isinstance(item.body, Deed)]
-                await self.commit(deeds)
-                return deeds
+                return await receive.receive()
         finally:
             del self._asks[request]
-        raise Unavailable(
-            f"host {name} owns the addresses and does not answer; nothing was changed",
-            f"wait until {name} is back, or choose an address without --ip",
-        )
+        return None
+
+    async def _granted(self, answer: BlockAnswer) -> list[Item]:
+        deeds = [item for item in answer.deeds if isinstance(item.body, Deed)]
+        await self.commit(deeds)
+        return deeds
 
     def alive(self) -> list[HostId]:
         """Return the hosts that are alive, this one included."""
@@ -447,9 +472,12 @@ class Cluster:
         if self._nursery is not None:
             self._nursery.start_soon(function, *args)
 
-    async def _answer(self, peer: HostId, ask: BlockAsk) -> None:
+    async def _answer(self, peer: HostId, ask: BlockAsk | SubnetAsk) -> None:
         try:
-            answer = await self.answer_block_ask(peer, ask)
+            if isinstance(ask, SubnetAsk):
+                answer = await self.answer_subnet_ask(peer, ask)
+            else:
+                answer = await self.answer_block_ask(peer, ask)
         except MeshdError as error:
             answer = BlockAnswer(request=ask.request, deeds=(), refusal=error.what[:200])
         self.node.send(peer, answer, self.now())
@@ -504,6 +532,8 @@ class Cluster:
         match kind:
             case Kind.DEED if item is not None:
                 self.deeds.add(item)
+                if isinstance(item.body, Deed) and (item.body.opens or item.body.parent == NO_PARENT):
+                    self._relaid(item.body.network)
             case Kind.HOST:
                 was = self.hosts.get(item_id)
                 facts = body if isinstance(body, HostFacts) else None
@@ -511,7 +541,8 @@ class Cluster:
                 if _programmed(was) != _programmed(facts):  # else nothing is to be worked out anew
                     self._dirty(None)
             case Kind.NETWORK | Kind.LOCAL_NETWORK:
-                _set(self.networks, item_id, body if isinstance(body, Network) else None)
+                known = with_opened(body, self.deeds.opened(item_id)) if isinstance(body, Network) else None
+                _set(self.networks, item_id, known)
                 self._dirty(item_id)
             case Kind.ENDPOINT | Kind.LOCAL_ENDPOINT:
                 before = self.endpoints.get(item_id)
@@ -523,6 +554,28 @@ class Cluster:
                     self.background(self.endpoint_gone, before.network)
             case Kind.ATTACHMENT:
                 _set(self.attachments, item_id, body if isinstance(body, Attachment) else None)
+
+    def _relaid(self, network_id: NetworkId) -> None:
+        """Look again at what subnets a network has: a deed that opens one has come, or what it waited for."""
+        item = self.store.get(Kind.NETWORK, network_id)
+        if item is None or not isinstance(item.body, Network):
+            return
+        network = with_opened(item.body, self.deeds.opened(network_id))
+        if network != self.networks.get(network_id):
+            self.networks[network_id] = network
+            self._dirty(network_id)
+            if self._nursery is not None:
+                self._publish_updated(network_id, network)
+
+    def _publish_updated(self, network_id: NetworkId, network: Network) -> None:
+        subnets = [subnet.cidr for subnet in network.subnets]
+        self.events.publish(
+            "network-updated",
+            network=network.name,
+            id=text_id(network_id),
+            subnets=subnets,
+            labels=network.labels,
+        )
 
     def _dirty(self, network: NetworkId | None, endpoint: EndpointId | None = None) -> None:
         if self._nursery is not None:
@@ -538,6 +591,8 @@ class Cluster:
             case Kind.NETWORK | Kind.LOCAL_NETWORK:
                 if isinstance(body, Network) and was is None:
                     self.events.publish("network-created", network=body.name, id=text_id(item_id))
+                elif isinstance(body, Network) and isinstance(was, Network) and not body.removing:
+                    self._publish_updated(item_id, self.networks.get(item_id, body))
                 elif body is None and (isinstance(was, Network) or (now and isinstance(now.body, Removed))):
                     name = was.name if isinstance(was, Network) else now.body.name  # type: ignore[union-attr]
                     self.events.publish("network-removed", network=name, id=text_id(item_id))

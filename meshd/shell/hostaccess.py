@@ -14,7 +14,7 @@ from meshd.plan import names
 from meshd.shell import networks, space
 from meshd.shell.detach import item_of, release
 from meshd.shell.usecase import ClusterLike
-from meshd.state.layout import IndexSpace
+from meshd.state.layout import Layout
 
 _UNFIT = re.compile(r"[^A-Za-z0-9_.-]")
 
@@ -78,7 +78,7 @@ def _here(cluster: ClusterLike, network_id: bytes) -> tuple[EndpointId | None, b
 async def _make(cluster: ClusterLike, network: Item) -> None:
     """Give this host an address and write it down; the reconciler makes the device."""
     id_ = networks.fresh_endpoint_id(cluster)
-    layout = IndexSpace.of(network)
+    layout = Layout.of(network)
     index = await space.reserve(cluster, network, layout, id_, None)
     now = cluster.wall_ms()
     endpoint = Endpoint(

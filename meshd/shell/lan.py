@@ -23,7 +23,7 @@ from meshd.plan.parents import Asked, Other, Parent
 from meshd.shell import networks, space
 from meshd.shell.usecase import ClusterLike
 from meshd.state.lan import LAN_DRIVERS, OWN_MAC_MODES, mode_of, parent_of, vlan_of
-from meshd.state.layout import IndexSpace
+from meshd.state.layout import Layout
 
 log = structlog.get_logger("meshd.lan")
 
@@ -120,7 +120,7 @@ async def _users(cluster: ClusterLike, parent: str) -> dict[bytes, Network]:
 async def claim(
     cluster: ClusterLike,
     network: Item,
-    space_: IndexSpace,
+    layout: Layout,
     endpoint: EndpointId,
     want: int | None,
     parent: Parent,
@@ -133,8 +133,8 @@ async def claim(
     passed_over: list[EndpointId] = []
     try:
         for _ in range(LAN_STRANGERS_MAX):
-            index = await space.reserve(cluster, network, space_, endpoint, want)
-            taken = await _strangers(cluster, parent, space_.ips(index))
+            index = await space.reserve(cluster, network, layout, endpoint, want)
+            taken = await _strangers(cluster, parent, layout.ips(index))
             if not taken:
                 return index
             cluster.usage.unreserve(endpoint)

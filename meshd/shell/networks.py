@@ -32,10 +32,14 @@ from meshd.state.addresses import BlockView, blocks_view
 from meshd.state.blocks import deal, genesis
 from meshd.state.deeds import DeedBook
 from meshd.state.lan import LAN_DRIVERS
-from meshd.state.layout import IndexSpace
+from meshd.state.layout import Layout
 from meshd.state.networks import BUILTIN_NAMES, KIND_OF_DRIVER, NetworkRequest, plan_network
 
 KINDS = (Kind.NETWORK, Kind.LOCAL_NETWORK)
+ROUND = 1 << 32
+"""A network's ``Version.counter``: below this is counted how often it was updated, above it how often it was removed or
+kept. So a removal wins over every update, whoever made it and whether the remover knew of it or not."""
+
 DEFAULT_BRIDGE = "bridge"
 UNMANAGED = {
     "none": (
@@ -51,8 +55,14 @@ UNMANAGED = {
 
 
 def live(cluster: ClusterLike) -> list[Item]:
-    """Return all live networks, the cluster's and this host's own."""
-    return [item for kind in KINDS for item in cluster.store.live(kind)]
+    """Return all live networks, the cluster's and this host's own, each with the subnets that were added to it."""
+    return [known(cluster, item) for kind in KINDS for item in cluster.store.live(kind)]
+
+
+def known(cluster: ClusterLike, item: Item) -> Item:
+    """Return a live network item with the subnets that were added to it: for looking, not to be committed."""
+    body = cluster.networks.get(item.id)
+    return item if body is None or body == item.body else msgspec.structs.replace(item, body=body)
 
 
 def resolve(cluster: ClusterLike, name_or_id: str) -> Item:
@@ -79,19 +89,20 @@ def is_local(item: Item) -> bool:
     return item.kind == Kind.LOCAL_NETWORK
 
 
-def book_for(cluster: ClusterLike, item: Item, space: IndexSpace) -> DeedBook:
+def book_for(cluster: ClusterLike, item: Item, layout: Layout) -> DeedBook:
     """Return who owns a network's space. A network of this host alone needs no deeds: all of it is this host's."""
     if not is_local(item):
         return cluster.deeds
     book = DeedBook()
-    book.add(genesis(item.id, space.size, cluster.me, ()))
+    book.add(genesis(item.id, layout.end, cluster.me, ()))
     return book
 
 
 def blocks(cluster: ClusterLike, item: Item) -> list[BlockView]:
     """List a network's space with owners and free addresses."""
-    space = IndexSpace.of(item)
-    return blocks_view(space, book_for(cluster, item, space), cluster.usage)
+    layout = Layout.of(item)
+    book = book_for(cluster, item, layout)
+    return [view for space in layout.spaces for view in blocks_view(space, book, cluster.usage)]
 
 
 async def create_network(cluster: ClusterLike, request: NetworkRequest, *, builtin: bool = False) -> Item:
@@ -125,9 +136,9 @@ async def create_network(cluster: ClusterLike, request: NetworkRequest, *, built
         item = Item(KIND_OF_DRIVER[network.driver], network_id, Version(0, 0, cluster.me), network)
         items = [item]
         if not is_local(item):
-            space, alive = IndexSpace.of(item), cluster.alive()
-            root = genesis(network_id, space.size, cluster.me, alive)
-            items += [root, *deal(root, space, alive)]
+            layout, alive = Layout.of(item), cluster.alive()
+            root = genesis(network_id, layout.end, cluster.me, alive)
+            items += [root, *(deed for space in layout.spaces for deed in deal(root, space, alive))]
         await cluster.commit(items)
     if is_local(item) and not builtin:  # the daemon makes its own before the reconciler runs
         await cluster.reconciler.settled()
@@ -199,8 +210,9 @@ HOSTS_NAMED = 5  # in one line of an error
 
 
 def _tombstone(item: Item) -> Item:
-    """Make the tombstone that follows from a live network item: the same whoever makes it."""
-    version = Version(0, item.version.counter + 1, item.version.writer)
+    """Make the tombstone that follows from a live network item: the same whoever makes it, and above all updates
+    that may have been made of that item meanwhile."""
+    version = Version(0, (item.version.counter // ROUND + 1) * ROUND, item.version.writer)
     return Item(item.kind, item.id, version, Removed(facts(item).name), dead=True)
 
 
@@ -213,7 +225,10 @@ async def keep_if_in_use(cluster: ClusterLike, before: Item) -> None:
         return
     if not cluster.endpoints.at(before.id, cluster.me):
         return
-    version = Version(0, now.version.counter + 1, now.version.writer)
+    updates = (
+        before.version.counter % ROUND
+    )  # hosts that knew different ones keep different records: the newest stands
+    version = Version(0, now.version.counter // ROUND * ROUND + ROUND + updates, before.version.writer)
     kept = msgspec.structs.replace(before.body, removing=True)
     await cluster.commit([Item(before.kind, before.id, version, kept)])
 

@@ -3,56 +3,89 @@ how it answers when it is asked itself. What is chosen and whom to ask is state/
 handed on state/blocks.py's; here is the waiting in between.
 """
 
+from collections.abc import Callable
+
 from meshd.config import BLOCK_ASKS_MAX
 from meshd.errors import MeshdError, Unavailable
 from meshd.messages import BlockAnswer, BlockAsk
 from meshd.model import EndpointId, HostId, Item, Kind, Network, NetworkId
-from meshd.shell.networks import book_for, is_local
+from meshd.shell.networks import book_for, is_local, known
 from meshd.shell.usecase import ClusterLike
-from meshd.state.addresses import NeedBlock, choose, holdings, low_water
+from meshd.state.addresses import Full, NeedBlock, choose, holdings, low_water
 from meshd.state.blocks import hand_on
-from meshd.state.layout import IndexSpace
+from meshd.state.layout import IndexSpace, Layout
 
 REFUSAL_MAX_CHARS = 200
 """As long as messages.BlockAnswer allows."""
 
 
 async def reserve(
-    cluster: ClusterLike, network: Item, space: IndexSpace, endpoint: EndpointId, want: int | None
+    cluster: ClusterLike, network: Item, layout: Layout, endpoint: EndpointId, want: int | None
 ) -> int:
-    """Choose an index and reserve it for ``endpoint``; owners are asked in turn where this host has none.
+    """Choose an index and reserve it for ``endpoint``, of the first subnet that has one free; owners are asked in turn
+    where this host has none.
 
     Undo with ``Usage.unreserve``. Raises Unavailable naming who holds free addresses, Conflict or BadRequest.
     """
+    if want is not None:
+        space = layout.space_at(want)
+        if space is None:
+            raise ValueError("no index of this network")
+        return await _reserve_exactly(cluster, network, layout, space, endpoint, want)
+    refused: list[Unavailable] = []
+    for space in layout.spaces:
+        try:
+            return await _reserve(cluster, network, layout, space, endpoint)
+        except Unavailable as error:
+            refused.append(error)
+    full = [error for error in refused if isinstance(error, Full)]
+    if len(full) == len(refused):
+        raise Full(layout.name, sum(error.usable for error in full))
+    raise next(error for error in refused if not isinstance(error, Full))
+
+
+async def _reserve_exactly(
+    cluster: ClusterLike, network: Item, layout: Layout, space: IndexSpace, endpoint: EndpointId, want: int
+) -> int:
     tried: set[HostId] = set()
-    found = _take(cluster, network, space, endpoint, want, tried)
+    found = _take(cluster, network, layout, space, endpoint, want, tried)
     if isinstance(found, int):
         return found
     tried = unreachable(cluster, network.id)
-    found = _take(cluster, network, space, endpoint, want, tried)
+    found = _take(cluster, network, layout, space, endpoint, want, tried)
     if isinstance(found, int):
         return found
-    if want is not None:  # one address of one owner: its own words say best why not
-        await cluster.ask_block(found.owners[0], network.id, found.size, want)
-        return _index(_take(cluster, network, space, endpoint, want, {*tried, found.owners[0]}))
+    # One address of one owner: its own words say best why not.
+    await cluster.ask_block(found.owners[0], network.id, found.size, want)
+    return _index(_take(cluster, network, layout, space, endpoint, want, {*tried, found.owners[0]}))
+
+
+async def _reserve(
+    cluster: ClusterLike, network: Item, layout: Layout, space: IndexSpace, endpoint: EndpointId
+) -> int:
+    found = _take(cluster, network, layout, space, endpoint, None, set())
+    if isinstance(found, int):
+        return found
+    tried = unreachable(cluster, network.id)
     async with cluster.desk.asking(network.id):
         for number in range(BLOCK_ASKS_MAX + len(cluster.members)):
-            found = _take(cluster, network, space, endpoint, want, tried)
+            found = _take(cluster, network, layout, space, endpoint, None, tried)
             if isinstance(found, int):
                 return found
             owner = found.owners[0]
             try:
-                given = await cluster.ask_block(owner, network.id, found.size)
+                given = await cluster.ask_block(owner, network.id, found.size, near=space.start)
             except Unavailable:
                 given = []
             if not given or number >= BLOCK_ASKS_MAX:  # others may use up what was given: then ask again
                 tried.add(owner)
-        return _index(_take(cluster, network, space, endpoint, want, {*tried, *cluster.members}))
+        return _index(_take(cluster, network, layout, space, endpoint, None, {*tried, *cluster.members}))
 
 
 def _take(
     cluster: ClusterLike,
     network: Item,
+    layout: Layout,
     space: IndexSpace,
     endpoint: EndpointId,
     want: int | None,
@@ -62,7 +95,7 @@ def _take(
     try:
         index = choose(
             space,
-            book_for(cluster, network, space),
+            book_for(cluster, network, layout),
             cluster.usage,
             cluster.me,
             cluster.now(),
@@ -93,9 +126,12 @@ def fetch_ahead(cluster: ClusterLike, network: Item) -> None:
     """Have more space fetched in the background where little is left, so that an attach rarely waits."""
     if is_local(network):
         return
-    space = IndexSpace.of(network)
-    if low_water(space, cluster.deeds, cluster.usage, cluster.me, cluster.now()):
+    if any(map(_low(cluster), Layout.of(network).spaces)):
         cluster.background(fetch, cluster, network.id)
+
+
+def _low(cluster: ClusterLike) -> Callable[[IndexSpace], bool]:
+    return lambda space: low_water(space, cluster.deeds, cluster.usage, cluster.me, cluster.now())
 
 
 async def fetch(cluster: ClusterLike, network_id: NetworkId) -> None:
@@ -104,19 +140,20 @@ async def fetch(cluster: ClusterLike, network_id: NetworkId) -> None:
     item = cluster.store.get(Kind.NETWORK, network_id)
     if item is None or item.dead:
         return
-    space, away = IndexSpace.of(item), {cluster.me, *unreachable(cluster, network_id)}
+    away = {cluster.me, *unreachable(cluster, network_id)}
     with cluster.desk.fetching(network_id) as first:
         if not first:
             return
         async with cluster.desk.asking(network_id):
-            for holding in holdings(space, cluster.deeds, cluster.usage):
-                if holding.owner in away or not holding.givable:
-                    continue
-                try:
-                    if await cluster.ask_block(holding.owner, network_id, space.size):
-                        return
-                except Unavailable:
-                    continue
+            for space in filter(_low(cluster), Layout.of(known(cluster, item)).spaces):
+                for holding in holdings(space, cluster.deeds, cluster.usage):
+                    if holding.owner in away or not holding.givable:
+                        continue
+                    try:
+                        if await cluster.ask_block(holding.owner, network_id, space.size, near=space.start):
+                            return
+                    except Unavailable:
+                        continue
 
 
 async def answer_block_ask(cluster: ClusterLike, asker: HostId, ask: BlockAsk) -> BlockAnswer:
@@ -137,10 +174,13 @@ async def _hand_on(cluster: ClusterLike, asker: HostId, ask: BlockAsk) -> list[I
         raise Unavailable(f"{cluster.host_name(cluster.me)} gives nothing: {cluster.allocation_stopped}")
     if asker == cluster.me or asker not in cluster.members:
         raise Unavailable("only another member can be given addresses")
+    space = Layout.of(known(cluster, item)).space_at(ask.start)
+    if space is None:
+        raise Unavailable("the subnet is not known here")
     use = cluster.usage.of(ask.network)
     deeds = hand_on(
         cluster.deeds,
-        IndexSpace.of(item),
+        space,
         cluster.me,
         asker,
         size=ask.size,

@@ -315,10 +315,17 @@ class ClusterLike(Protocol):
         ...
 
     async def ask_block(
-        self, owner: HostId, network: NetworkId, size: int, exact_start: int | None = None
+        self, owner: HostId, network: NetworkId, size: int, exact_start: int | None = None, *, near: int = 0
     ) -> list[Item]:
-        """Ask an owner for part of its space; the deeds are in journal and store on return. Raises Unavailable
-        naming the owner."""
+        """Ask an owner for part of its space, of that which ``near`` is in; the deeds are in journal and store on
+        return. Raises Unavailable naming the owner."""
+        ...
+
+    async def ask_subnet(
+        self, creator: HostId, network: NetworkId, subnets: Sequence[str], gateways: Sequence[str]
+    ) -> list[Item]:
+        """Ask a network's creator to add subnets; its deed is in journal and store on return. Raises Conflict with
+        its reason, Unavailable naming it."""
         ...
 
     def background(self, job: Callable[..., Awaitable[object]], *args: object) -> None:

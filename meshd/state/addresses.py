@@ -48,6 +48,17 @@ class NeedBlock(Unavailable):
         self.size = size
 
 
+class Full(Unavailable):
+    """Nobody has an address to give: all ``usable`` ones are in use."""
+
+    def __init__(self, name: str, usable: int) -> None:
+        super().__init__(
+            f"network {name} is full: all {usable} addresses are in use",
+            "remove endpoints, add a subnet (meshctl network update), or create a larger network",
+        )
+        self.usable = usable
+
+
 class Holding(msgspec.Struct, frozen=True):
     """What one host has free in the automatic range: ``free`` indices, of which ``givable`` may be handed on."""
 
@@ -193,11 +204,7 @@ def _exhausted(
             f"nobody is known to own the addresses of network {space.name} yet",
             "retry once this host has heard from the others",
         )
-    usable = space.usable(*space.auto)
-    return Unavailable(
-        f"network {space.name} is full: all {usable} addresses are in use",
-        "remove endpoints, or create a larger network",
-    )
+    return Full(space.name, space.usable(*space.auto))
 
 
 def holdings(space: IndexSpace, book: DeedBook, usage: Usage) -> list[Holding]:
@@ -236,12 +243,12 @@ def low_water(space: IndexSpace, book: DeedBook, usage: Usage, me: HostId, now: 
 
 
 def blocks_view(space: IndexSpace, book: DeedBook, usage: Usage) -> list[BlockView]:
-    """List all space as aligned prefixes with owner and free addresses, ascending."""
+    """List one space as aligned prefixes with owner and free addresses, ascending."""
     used = usage.of(space.network).used
     return [
         BlockView(
             space.block_text(start, size), owner, _free(space, used, start, start + size) if owner else 0
         )
         for owner, block in book.blocks(space.network)
-        for start, size in aligned(block.start, block.end)
+        for start, size in aligned(*space.part(block.start, block.end))
     ]

@@ -4,16 +4,20 @@ same. Knows no addresses, no endpoints and no liveness: an owner stays the owner
 
 The rule, for one index: start at the genesis deed; while exactly one child of the current deed covers the index,
 go to that child; none: the current deed's owner has it; two or more: their donor gave one index away twice (its
-state was rolled back or cloned), so nobody may allocate there.
+state was rolled back or cloned), so nobody may allocate there. A deed that opens a subnet is no child of its parent in
+this sense: it is the root of space of its own (state/opened.py), and two that open overlapping subnets contradict each
+other in all of it.
 """
 
 import enum
 import hashlib
+import itertools
 from collections.abc import Iterator
 
 import msgspec
 
 from meshd.model import ID_BYTES, NO_PARENT, Deed, HostId, Item, Kind, NetworkId, Version
+from meshd.state import opened
 from meshd.state.spans import SPACE_END, SpanMap
 
 DeedId = bytes
@@ -57,6 +61,10 @@ def deed_id(deed: Deed) -> DeedId:
     for part in (deed.network, deed.owner, deed.donor, deed.parent, *deed.heirs):
         hashed.update(part)
     hashed.update(deed.start.to_bytes(8, "big") + deed.size.to_bytes(8, "big") + bytes([len(deed.heirs)]))
+    for subnet in deed.opens:
+        for text in (subnet.cidr.encode(), subnet.gateway.encode()):
+            hashed.update(len(text).to_bytes(2, "big") + text)
+        hashed.update(subnet.start.to_bytes(8, "big"))
     return hashed.digest()
 
 
@@ -83,19 +91,33 @@ class _Ground:
         self.depth: dict[DeedId, int] = {}
         self.contradicted = False
         self.owned: dict[HostId, list[Block]] = {}
+        self.roots: dict[
+            DeedId, int
+        ] = {}  # the genesis deed and those that open a subnet: how many came before it
 
     def hold(self, key: DeedId, deed: Deed) -> None:
         """Cut a deed out of its parent. Its own children come later, whatever order they were seen in."""
 
+        root = deed.parent == NO_PARENT or bool(deed.opens)
+        of = NO_PARENT if root else deed.parent
+
         def cut(held: DeedId) -> DeedId:
-            if held == deed.parent:
+            if held == of:
                 return key
             self.contradicted = True
             return QUARANTINE
 
-        self.depth[key] = self.depth.get(deed.parent, -1) + 1
+        if root:
+            self.roots[key] = self.roots.get(deed.parent, -1) + 1
+        self.depth[key] = 0 if root else self.depth[deed.parent] + 1
         self.by_owner.setdefault(deed.owner, []).append(key)
         self.spans.change(deed.start, deed.start + deed.size, cut)
+        self.owned.clear()
+
+    def bar(self, deed: Deed) -> None:
+        """Give the whole space of a deed to nobody."""
+        self.contradicted = True
+        self.spans.change(deed.start, deed.start + deed.size, lambda _: QUARANTINE)
         self.owned.clear()
 
 
@@ -143,21 +165,32 @@ class DeedBook:
                 self.invalid[key] = why
             else:
                 self._standing[key] = _Standing.HELD
-                self._grounds.setdefault(deed.network, _Ground()).hold(key, deed)
+                self._hold(key, deed)
             undecided.extend(self._children.get(key, ()))
+
+    def _hold(self, key: DeedId, deed: Deed) -> None:
+        ground = self._grounds.setdefault(deed.network, _Ground())
+        others = [self._deeds[root] for root in ground.roots] if deed.opens else []
+        rivals = [other for other in others if opened.overlap(deed, other)]
+        ground.hold(key, deed)
+        for each in (deed, *rivals) if rivals else ():
+            ground.bar(each)
 
     def _fault(self, deed: Deed) -> str | None:
         """Say what is wrong with a deed: "" nothing, None not yet known."""
         if deed.parent == NO_PARENT:
-            return (
-                "" if deed.donor == deed.owner and deed.start == 0 else "genesis by another than the creator"
-            )
+            sound = deed.donor == deed.owner and deed.start == 0 and not deed.opens
+            return "" if sound else "genesis by another than the creator"
         parent = self._deeds.get(deed.parent)
         if parent is None or self._standing[deed.parent] is _Standing.WAITING:
             return None
+        if self._standing[deed.parent] is _Standing.INVALID:
+            return "its parent is invalid"
+        if deed.network != parent.network:
+            return "its parent is of another network"
+        if deed.opens:
+            return opened.fault(deed, parent, of_root=bool(parent.opens) or parent.parent == NO_PARENT)
         faults = (
-            (self._standing[deed.parent] is _Standing.INVALID, "its parent is invalid"),
-            (deed.network != parent.network, "its parent is of another network"),
             (deed.donor != parent.owner, "its donor does not own the parent"),
             (deed.start < parent.start, "outside its parent"),
             (deed.start + deed.size > parent.start + parent.size, "outside its parent"),
@@ -172,6 +205,18 @@ class DeedBook:
         """Give the deeds in force whose owner is ``host``, whether it has handed their space on or not."""
         ground = self._grounds.get(network)
         return [(key, self._deeds[key]) for key in ground.by_owner.get(host, ())] if ground else []
+
+    def opened(self, network: NetworkId) -> list[Deed]:
+        """Give the deeds that have opened subnets of a network, in the order of their opening."""
+        ground = self._grounds.get(network)
+        ordered = sorted((number, key) for key, number in ground.roots.items()) if ground else []
+        return [self._deeds[key] for _, key in ordered if self._deeds[key].opens]
+
+    def last_root(self, network: NetworkId) -> tuple[DeedId, Deed] | None:
+        """Give the deed that the next one which opens a subnet follows; None where no genesis deed is known."""
+        ground = self._grounds.get(network)
+        last = max(((number, key) for key, number in ground.roots.items()), default=None) if ground else None
+        return None if last is None else (last[1], self._deeds[last[1]])
 
     def blocks(self, network: NetworkId) -> Iterator[tuple[HostId | None, Block]]:
         """Give all space in ascending order with its owner; None (deed b"", depth 0) where quarantined."""
@@ -218,8 +263,17 @@ class DeedBook:
             return []
         families: dict[DeedId, list[DeedId]] = {}
         for key in ground.depth:
-            families.setdefault(self._deeds[key].parent, []).append(key)
-        return [found for keys in families.values() for found in self._contradictions(keys)]
+            root = key in ground.roots
+            families.setdefault(NO_PARENT if root else self._deeds[key].parent, []).append(key)
+        found = [pair for keys in families.values() for pair in self._contradictions(keys)]
+        shown = {pair.deeds for pair in found}
+        opening = sorted(key for key in ground.roots if self._deeds[key].opens)
+        for first, second in itertools.combinations(opening, 2):
+            one, other = self._deeds[first], self._deeds[second]
+            if (first, second) not in shown and opened.overlap(one, other):
+                pair = Quarantine(one.start, one.size, one.donor, (first, second), (one.owner, other.owner))
+                found.append(pair)
+        return found
 
     def _contradictions(self, siblings: list[DeedId]) -> Iterator[Quarantine]:
         ordered = sorted((self._deeds[key].start, key) for key in siblings)

@@ -114,7 +114,7 @@ def plan_network(
     options = plan_options(
         request.driver, request.parent, request.mode, request.subnets, request.options, existing
     )
-    _check_labels(request.labels)
+    check_labels(request.labels)
     if request.driver != "overlay" and request.vni is not None:
         raise BadRequest(f"a {request.driver} network has no vni", "leave --vni out, or use -d overlay")
     _check_flags(request)
@@ -173,14 +173,13 @@ def _prefixes(
     """Check the subnets given and add those left out. Defaults keep clear of every host's routes, whatever the
     driver; a subnet given for a bridge need only be free on its own host."""
     prefixes = parse_subnets(request.subnets)
-    concerned = (
-        hosts.values()
-        if request.driver == "overlay"
-        else [hosts[creator]]
-        if request.driver == "bridge" and creator in hosts
-        else []
-    )
+    if request.host_access and len({prefix.version for prefix in prefixes}) < len(prefixes):
+        raise BadRequest(
+            "several subnets and host access: a host has its address in one subnet only",
+            "give one subnet of each family, or leave --host-access out",
+        )
     on_the_lan = request.driver in LAN_DRIVERS
+    concerned = _concerned(request.driver, creator, hosts)
     check_free(prefixes, taken_prefixes(networks, concerned, () if on_the_lan else routes))
     taken = taken_prefixes(networks, hosts.values(), routes)
     if not prefixes:
@@ -188,6 +187,25 @@ def _prefixes(
     if request.ipv6 and all(prefix.version == 4 for prefix in prefixes):
         prefixes.append(default_v6(network_id, pools.v6, secret, taken))
     return prefixes
+
+
+def _concerned(driver: str, me: HostId, hosts: Mapping[HostId, HostFacts]) -> list[HostFacts]:
+    """Return the hosts whose routes a subnet must not overlap: on the LAN it is meant to be one that they route."""
+    if driver == "overlay":
+        return list(hosts.values())
+    return [hosts[me]] if driver == "bridge" and me in hosts else []
+
+
+def check_addable(
+    network: Network,
+    prefixes: Sequence[Prefix],
+    networks: Iterable[Item],
+    hosts: Mapping[HostId, HostFacts],
+    me: HostId,
+) -> None:
+    """Refuse to add what overlaps a network, this one included, or a host's route. Raises Conflict naming it."""
+    taken = taken_prefixes(networks, _concerned(network.driver, me, hosts))
+    check_free(prefixes, taken, "add-subnet")
 
 
 def _check_driver(driver: str) -> None:
@@ -249,7 +267,8 @@ def _check_options(options: Mapping[str, str], driver: str) -> None:
         )
 
 
-def _check_labels(labels: Mapping[str, str]) -> None:
+def check_labels(labels: Mapping[str, str]) -> None:
+    """Refuse labels that are too many, too long or no text. Raises BadRequest."""
     if len(labels) > LABELS_MAX:
         raise BadRequest(f"{len(labels)} labels; at most {LABELS_MAX}", "give fewer")
     for key, value in labels.items():

@@ -8,10 +8,10 @@ from collections.abc import Sequence
 
 import msgspec
 
-from meshd.config import EXCLUDE_MAX, POOL_MAX_BITS
+from meshd.config import EXCLUDE_MAX, POOL_MAX_BITS, SUBNETS_MAX
 from meshd.errors import BadRequest, Conflict
 from meshd.model import Network, Subnet
-from meshd.state.layout import QUOTED_MAX_CHARS, IndexSpace, Ip, Prefix, parse_address
+from meshd.state.layout import QUOTED_MAX_CHARS, Ip, Layout, Placed, Prefix, parse_address, room
 from meshd.state.pools import Taken, overlaps
 
 FORBIDDEN = tuple(
@@ -59,20 +59,22 @@ def parse_prefix(text: str, what: str) -> Prefix:
     return loose
 
 
-def parse_subnets(texts: Sequence[str]) -> list[Prefix]:
-    """Read ``--subnet``: at most one per family, v4 first, neither too large nor too small nor unusable."""
-    prefixes = sorted((_subnet(text) for text in texts), key=lambda prefix: prefix.version)
-    for first, second in itertools.pairwise(prefixes):
-        if first.version == second.version:
-            raise BadRequest(
-                f"two IPv{first.version} subnets ({first}, {second}); one per family is supported",
-                "make a second network",
-            )
+def parse_subnets(texts: Sequence[str], what: str = "subnet") -> list[Prefix]:
+    """Read ``--subnet``: v4 first, each family in the order given, neither too many, too large, too small nor
+    unusable, no two that overlap. ``what`` names the flag."""
+    if len(texts) > SUBNETS_MAX:
+        raise BadRequest(
+            f"{len(texts)} subnets; a network has at most {SUBNETS_MAX}", "make a second network"
+        )
+    prefixes = sorted((_subnet(text, what) for text in texts), key=lambda prefix: prefix.version)
+    for first, second in itertools.combinations(prefixes, 2):
+        if first.version == second.version and first.overlaps(second):
+            raise BadRequest(f"{what} {first} overlaps {what} {second}", "give subnets that share no address")
     return prefixes
 
 
-def _subnet(text: str) -> Prefix:
-    prefix = parse_prefix(text, "subnet")
+def _subnet(text: str, what: str) -> Prefix:
+    prefix = parse_prefix(text, what)
     bits = prefix.max_prefixlen - prefix.prefixlen
     if bits < 2:
         raise BadRequest(
@@ -90,42 +92,68 @@ def _subnet(text: str) -> Prefix:
     return prefix
 
 
-def check_free(prefixes: Sequence[Prefix], taken: Sequence[Taken]) -> None:
+def check_free(prefixes: Sequence[Prefix], taken: Sequence[Taken], flag: str = "subnet") -> None:
     """Refuse a subnet that shares addresses with a network or a route. Raises Conflict naming it."""
+    hint = "choose another, or leave --subnet out" if flag == "subnet" else "choose another"
     for prefix in prefixes:
         found = overlaps(prefix, taken)
         if found is not None:
-            raise Conflict(f"subnet {prefix} overlaps {found.what}", "choose another, or leave --subnet out")
+            raise Conflict(f"subnet {prefix} overlaps {found.what}", hint)
 
 
 def lay_out(network_id: bytes, network: Network, prefixes: Sequence[Prefix], wanted: Wanted) -> Network:
     """Give ``network`` its subnets, gateways, ranges and exclusions. Raises BadRequest."""
-    _check_fit(prefixes)
+    placed = _place(prefixes)
     excluded = _excluded(prefixes, wanted.exclude)
-    gateways = _gateways(prefixes, wanted.gateways, excluded)
+    gateways = choose_gateways(prefixes, wanted.gateways, excluded)
     planned = msgspec.structs.replace(
         network,
-        subnets=tuple(Subnet(str(prefix), str(gateways[prefix])) for prefix in prefixes),
+        subnets=tuple(Subnet(str(of.prefix), str(gateways[of.prefix]), of.start) for of in placed),
         ip_range=_ranges(prefixes, wanted.ip_range),
         exclude=tuple(str(address) for address in excluded),
     )
-    space = IndexSpace.build(network_id, planned)
-    if not space.usable(*space.auto):
+    layout = Layout.build(network_id, planned)
+    if not any(space.usable(*space.auto) for space in layout.spaces):
         raise BadRequest(
-            f"no address is left to give out in {', '.join(planned.ip_range) or space.subnets}",
+            f"no address is left to give out in {', '.join(planned.ip_range) or layout.text}",
             "exclude less or use a larger range",
         )
     return planned
 
 
-def _check_fit(prefixes: Sequence[Prefix]) -> None:
-    """An endpoint has the same number in both families, so the v6 subnet must hold as many as the v4 one."""
-    bits = [prefix.max_prefixlen - prefix.prefixlen for prefix in prefixes]
-    if len(prefixes) == 2 and bits[1] < bits[0]:
+def _place(prefixes: Sequence[Prefix]) -> list[Placed]:
+    """Say at which index each subnet of a new network starts: spaces follow each other, aligned to their size, and the
+    n-th v6 subnet goes with the n-th v4 one. The last v6 subnet goes with all v4 ones that are left, which it must have
+    room for. Raises BadRequest."""
+    four, six = ([prefix for prefix in prefixes if prefix.version == version] for version in (4, 6))
+    if four and len(six) > len(four):
         raise BadRequest(
-            f"subnet {prefixes[1]} holds fewer addresses than {prefixes[0]}",
-            f"use a /{128 - bits[0]} or a larger one, such as a /64",
+            f"{len(six)} IPv6 subnets for {len(four)} IPv4 ones: an endpoint has an address of each family",
+            "give as many IPv4 subnets, or fewer IPv6 ones",
         )
+    placed: list[Placed] = []
+    end = 0
+    for number, first in enumerate(four or six):
+        size = room(first, alone=not (four and six))
+        start = -(-end // size) * size
+        end = start + size
+        placed.append(Placed(first, start))
+        if four and number < len(six):
+            placed.append(Placed(six[number], start))
+        if four and six:
+            last = next(of for of in reversed(placed) if of.prefix.version == 6)
+            if last.end < end:
+                bits = (end - last.start - 1).bit_length()
+                raise BadRequest(
+                    f"subnet {last.prefix} holds fewer addresses than {_told(four[len(six) - 1 :], number, first)}",
+                    f"use a /{128 - bits} or a larger one, such as a /64",
+                )
+    return sorted(placed, key=lambda of: of.prefix.version)
+
+
+def _told(shared: Sequence[Prefix], number: int, first: Prefix) -> str:
+    """Name the v4 subnets that go with the last v6 one, or the one that goes with another."""
+    return " and ".join(map(str, shared)) if first in shared and len(shared) > 1 else str(first)
 
 
 def _address(text: str, prefixes: Sequence[Prefix], what: str) -> tuple[Ip, Prefix]:
@@ -146,7 +174,9 @@ def _excluded(prefixes: Sequence[Prefix], texts: Sequence[str]) -> list[Ip]:
     return list(dict.fromkeys(_address(text, prefixes, "excluded address")[0] for text in texts))
 
 
-def _gateways(prefixes: Sequence[Prefix], texts: Sequence[str], excluded: Sequence[Ip]) -> dict[Prefix, Ip]:
+def choose_gateways(
+    prefixes: Sequence[Prefix], texts: Sequence[str], excluded: Sequence[Ip] = ()
+) -> dict[Prefix, Ip]:
     """Take the gateways given, and the first address that is not excluded for every other subnet."""
     chosen: dict[Prefix, Ip] = {}
     for text in texts:
@@ -175,21 +205,24 @@ def _gateways(prefixes: Sequence[Prefix], texts: Sequence[str], excluded: Sequen
 
 
 def _ranges(prefixes: Sequence[Prefix], texts: Sequence[str]) -> tuple[str, ...]:
-    """Read ``--ip-range``: at most one per family, each inside its subnet."""
-    seen: dict[int, Prefix] = {}
+    """Read ``--ip-range``: at most one per subnet, and inside it."""
+    seen: dict[Prefix, Prefix] = {}
     for text in texts:
         inner = parse_prefix(text, "ip-range")
-        subnet = next((prefix for prefix in prefixes if prefix.version == inner.version), None)
-        low, high = int(inner.network_address), int(inner.broadcast_address)
-        if subnet is None or low < int(subnet.network_address) or high > int(subnet.broadcast_address):
+        subnet = next((p for p in prefixes if p.version == inner.version and _inside(inner, p)), None)
+        if subnet is None:
             raise BadRequest(
                 f"ip-range {inner} is outside the subnets ({', '.join(map(str, prefixes))})",
                 "it must lie in one of them; --subnet sets them",
             )
-        if inner.version in seen:
+        if subnet in seen:
             raise BadRequest(
-                f"two IPv{inner.version} ip-ranges ({seen[inner.version]}, {inner}); one is supported",
-                "give one for each family, and --exclude for single addresses",
+                f"two ip-ranges in subnet {subnet} ({seen[subnet]}, {inner}); one is supported",
+                "give one for each subnet, and --exclude for single addresses",
             )
-        seen[inner.version] = inner
+        seen[subnet] = inner
     return tuple(str(inner) for inner in seen.values())
+
+
+def _inside(inner: Prefix, outer: Prefix) -> bool:
+    return inner.prefixlen >= outer.prefixlen and inner.network_address in outer

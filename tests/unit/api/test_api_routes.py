@@ -108,7 +108,7 @@ async def test_without_a_group_only_root_reads():
     [
         ("HEAD", "/v1/status", 405, "GET"),
         ("PUT", "/v1/networks", 405, "GET, POST"),
-        ("PATCH", "/v1/networks/blue", 405, "GET, DELETE"),
+        ("PUT", "/v1/networks/blue", 405, "GET, PATCH, DELETE"),
         ("BREW", "/healthz", 405, "GET"),
         ("GET", "/", 404, None),
         ("GET", "/v1", 404, None),
@@ -205,6 +205,12 @@ async def test_networks_are_made_shown_and_removed():
     assert detail == made
     assert {"options", "labels", "blocks"} <= detail.keys()
     assert {block["owner"] for block in detail["blocks"]} == {"host1", "host2"}
+    status, wider = await site.ask(
+        "PATCH", "/v1/networks/blue", {"add_subnets": ["10.9.0.0/24"], "labels": {"a": "b"}}
+    )
+    assert (status, wider["subnets"][-1], wider["gateways"][-1]) == (200, "10.9.0.0/24", "10.9.0.1")
+    assert wider["labels"] == detail["labels"] | {"a": "b"}
+    assert sum(b["free"] for b in wider["blocks"]) == sum(b["free"] for b in detail["blocks"]) + 253
     assert await site.ask("DELETE", "/v1/networks/blue") == (200, {"removed": True})
     assert (await site.ask("GET", "/v1/networks/blue"))[0] == 404
     assert (await site.ask("DELETE", "/v1/networks/blue"))[0] == 404

@@ -115,3 +115,24 @@ def test_an_endpoint_is_found_by_the_start_of_its_id(daemon, meshctl, wanted, st
     assert (result.exit_code, result.stderr) == (status, said)
     if status == 0:
         assert json.loads(result.stdout) == ENDPOINTS[0]
+
+
+@pytest.mark.parametrize(
+    "flags, asked",
+    [
+        (["--add-subnet", "10.9.0.0/24", "--gateway", "10.9.0.9"], {"add_subnets": ["10.9.0.0/24"], "gateways": ["10.9.0.9"]}),
+        (["--label", "a=b", "--label-rm", "c"], {"labels": {"a": "b"}, "remove_labels": ["c"]}),
+    ],
+)  # fmt: skip
+def test_update_sends_what_is_to_change(daemon, meshctl, flags, asked):
+    daemon.answers["PATCH /v1/networks/blue"] = (200, MADE)
+    result = meshctl("-o", "json", "network", "update", "blue", *flags)
+    assert (result.exit_code, json.loads(result.stdout)) == (0, MADE)
+    nothing = {"add_subnets": [], "gateways": [], "labels": {}, "remove_labels": []}
+    assert daemon.requests[0].body == nothing | asked
+
+
+@pytest.mark.parametrize("flags", [[], ["--add-subnet", "ten"], ["--gateway", "x"]])
+def test_update_with_nothing_or_nonsense_is_wrong_usage(daemon, meshctl, flags):
+    assert meshctl("network", "update", "blue", *flags).exit_code == 2
+    assert daemon.requests == []

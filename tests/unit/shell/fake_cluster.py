@@ -11,8 +11,8 @@ from contextlib import contextmanager
 import trio
 
 from meshd.config import Settings
-from meshd.errors import KernelError, Unavailable
-from meshd.messages import BlockAsk
+from meshd.errors import Conflict, KernelError, Unavailable
+from meshd.messages import BlockAsk, SubnetAsk
 from meshd.model import (
     FIRST_LOCAL_KIND,
     Address,
@@ -29,9 +29,11 @@ from meshd.model import (
 from meshd.plan.view import View
 from meshd.shell.desk import Desk
 from meshd.shell.events import EventBus
+from meshd.shell.netupdate import answer_subnet_ask
 from meshd.shell.space import answer_block_ask
 from meshd.shell.usecase import Changed, Figures, Reloaded
 from meshd.state.deeds import DeedBook
+from meshd.state.opened import with_opened
 from meshd.state.roster import Roster
 from meshd.state.store import Store
 from meshd.state.usage import Usage
@@ -231,22 +233,43 @@ class FakeCluster:
             views = {Network: self.networks, Endpoint: self.endpoints, Attachment: self.attachments}
             if item.kind == Kind.DEED:
                 self.deeds.add(item)
+                held = self.store.get(Kind.NETWORK, body.network)
+                if held is not None and not held.dead:
+                    self.networks[held.id] = with_opened(held.body, self.deeds.opened(held.id))
             for form, view in views.items():
                 if isinstance(body, form):
                     view[item.id] = body
+            if isinstance(body, Network):
+                self.networks[item.id] = with_opened(body, self.deeds.opened(item.id))
             if item.dead:
                 for view in views.values():
                     view.pop(item.id, None)
                 if change.before is not None and isinstance(change.before.body, Endpoint):
                     self.gone.append(change.before.body.network)
 
-    async def ask_block(self, owner, network, size, exact_start=None):
+    async def ask_subnet(self, creator, network, subnets, gateways):
+        await trio.lowlevel.checkpoint()
+        name = self.host_name(creator)
+        if creator in self.world.down:
+            raise Unavailable(f"host {name}, which made the network, does not answer")
+        ask = SubnetAsk(1, network, tuple(subnets), tuple(gateways))
+        answer = await answer_subnet_ask(self.world.named(creator), self.me, ask)
+        if self.drop_answers:
+            raise Unavailable(f"host {name}, which made the network, does not answer")
+        if answer.refusal:
+            raise Conflict(f"host {name}, which made the network, refuses: {answer.refusal}")
+        await self.commit(answer.deeds)
+        return list(answer.deeds)
+
+    async def ask_block(self, owner, network, size, exact_start=None, *, near=0):
         self.asked.append((owner, exact_start))
         await trio.lowlevel.checkpoint()
         name = self.host_name(owner)
         if owner in self.world.down:
             raise Unavailable(f"host {name} owns the addresses and does not answer; nothing was changed")
-        ask = BlockAsk(1, network, size, exact_start is not None, exact_start or 0)
+        ask = BlockAsk(
+            1, network, size, exact_start is not None, near if exact_start is None else exact_start
+        )
         answer = await answer_block_ask(self.world.named(owner), self.me, ask)
         if answer.refusal:
             raise Unavailable(f"host {name} does not hand addresses on: {answer.refusal}")

@@ -8,7 +8,7 @@ from meshd.model import Deed, Endpoint, Item, Kind, Network, Released, Subnet, V
 from meshd.state.addresses import BlockView, Holding, NeedBlock, blocks_view, choose, holdings, low_water
 from meshd.state.blocks import genesis
 from meshd.state.deeds import DeedBook, deed_item
-from meshd.state.layout import IndexSpace
+from meshd.state.layout import Layout
 from meshd.state.usage import Usage
 
 NET = b"N" * 16
@@ -20,7 +20,9 @@ class World:
     """One host's view of one /28: 0 and 15 unusable, gateway 1."""
 
     def __init__(self, *deeds, cidr="10.1.0.0/28", **fields):
-        self.space = IndexSpace.build(NET, Network("blue", "overlay", (Subnet(cidr, "10.1.0.1"),), **fields))
+        self.space = Layout.build(
+            NET, Network("blue", "overlay", (Subnet(cidr, "10.1.0.1"),), **fields)
+        ).spaces[0]
         self.book, self.usage = DeedBook(), Usage()
         self.genesis = genesis(NET, self.space.size, A, [])
         self.book.add(self.genesis)

@@ -10,7 +10,7 @@ from meshd.model import NO_PARENT, Deed, Network, Subnet
 from meshd.state.addresses import choose
 from meshd.state.blocks import block_size, deal, genesis, hand_on
 from meshd.state.deeds import DeedBook, deed_id, deed_item
-from meshd.state.layout import IndexSpace
+from meshd.state.layout import Layout
 from meshd.state.usage import Usage
 
 NET = b"N" * 16
@@ -19,7 +19,7 @@ A, B, C, D = (bytes([letter]) * 16 for letter in b"ABCD")
 
 def space(cidr="10.1.0.0/20", **fields):
     gateway = cidr.replace(".0/", ".1/").partition("/")[0]
-    return IndexSpace.build(NET, Network("blue", "overlay", (Subnet(cidr, gateway),), **fields))
+    return Layout.build(NET, Network("blue", "overlay", (Subnet(cidr, gateway),), **fields)).spaces[0]
 
 
 def book_of(*items):

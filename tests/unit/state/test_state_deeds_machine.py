@@ -14,12 +14,12 @@ from meshd.model import NO_PARENT, Endpoint, Item, Kind, Network, Released, Subn
 from meshd.state.addresses import NeedBlock, choose
 from meshd.state.blocks import deal, genesis, hand_on
 from meshd.state.deeds import DeedBook
-from meshd.state.layout import IndexSpace
+from meshd.state.layout import Layout
 from meshd.state.usage import Usage
 
 NET = b"N" * 16
 HOSTS = tuple(bytes([letter]) * 16 for letter in b"ABCD")
-SPACE = IndexSpace.build(NET, Network("blue", "overlay", (Subnet("10.1.0.0/28", "10.1.0.1"),)))
+SPACE = Layout.build(NET, Network("blue", "overlay", (Subnet("10.1.0.0/28", "10.1.0.1"),))).spaces[0]
 HOST = st.sampled_from(HOSTS)
 
 

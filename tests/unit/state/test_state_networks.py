@@ -9,7 +9,7 @@ from meshd.config import PoolSettings
 from meshd.errors import BadRequest, Conflict, MeshdError, Unavailable
 from meshd.model import HostFacts, Item, Kind, Network, Removed, Subnet, Version
 from meshd.state.lan import vlan_of
-from meshd.state.layout import IndexSpace
+from meshd.state.layout import Layout
 from meshd.state.networks import NetworkRequest, plan_network, taken_prefixes
 from meshd.state.pools import ula48
 
@@ -69,7 +69,7 @@ def test_an_overlay_asked_for_by_name_alone_gets_everything_else_chosen():
     )
     assert network.vni >= 4096
     assert network == plan()
-    assert IndexSpace.build(ID, network).size == 4096
+    assert Layout.build(ID, network).spaces[0].size == 4096
 
 
 def test_a_bridge_has_no_vni_and_its_own_hosts_mtu():
@@ -237,7 +237,7 @@ def test_a_network_that_is_the_lan_may_have_the_subnet_that_hosts_route_and_says
     network = plan(driver=driver, routes=("192.168.0.0/24",), **lan)
     assert network.options == {"mode": mode}, "without --parent each host finds its own"
     assert (network.vni, network.subnets) == (0, (Subnet("192.168.0.0/24", "192.168.0.254"),))
-    space = IndexSpace.build(ID, network)
+    space = Layout.build(ID, network).spaces[0]
     assert space.why_reserved(254) == "the gateway", "the LAN's router is nobody else's"
     named = plan(driver=driver, parent="eth0.10", options={"default-route": "no"}, **lan)
     assert named.options == {"mode": mode, "parent": "eth0.10", "default-route": "no"}

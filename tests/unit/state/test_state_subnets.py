@@ -6,7 +6,7 @@ import pytest
 
 from meshd.errors import BadRequest, Conflict
 from meshd.model import Network
-from meshd.state.layout import IndexSpace
+from meshd.state.layout import Layout
 from meshd.state.pools import Taken
 from meshd.state.subnets import Wanted, check_free, lay_out, parse_subnets
 
@@ -63,22 +63,46 @@ def test_a_subnet_that_cannot_be_used_is_refused_showing_what_is_right(subnet, l
     assert (caught.value.what, caught.value.hint) == (line, hint)
 
 
+def test_several_subnets_follow_each_other_and_those_of_a_number_go_together():
+    network = plan("10.1.0.0/26", "fd00::/64", "10.2.0.0/24", "fd01::/120", gateways=("10.2.0.9",))
+    assert [(s.cidr, s.gateway, s.start) for s in network.subnets] == [
+        ("10.1.0.0/26", "10.1.0.1", 0),
+        ("10.2.0.0/24", "10.2.0.9", 256),
+        ("fd00::/64", "fd00::1", 0),
+        ("fd01::/120", "fd01::1", 256),
+    ]
+
+
+def test_the_last_v6_subnet_goes_with_all_v4_subnets_that_are_left():
+    network = plan("10.1.0.0/24", "10.2.0.0/24", "10.3.0.0/24", "fd00::/64")
+    layout = Layout.build(ID, network)
+    assert [space.texts(space.start + 5) for space in layout.spaces] == [
+        ("10.1.0.5/24", "fd00::5/64"),
+        ("10.2.0.5/24", "fd00::105/64"),
+        ("10.3.0.5/24", "fd00::205/64"),
+    ]
+
+
 @pytest.mark.parametrize(
     ("subnets", "line"),
     [
+        (("10.1.0.0/24", "10.1.0.0/25"), "subnet 10.1.0.0/24 overlaps subnet 10.1.0.0/25"),
+        (("fd00::/64", "fd00::/48"), "subnet fd00::/64 overlaps subnet fd00::/48"),
+        (("fd00::/64", "10.1.0.0/24", "10.1.0.0/24"), "subnet 10.1.0.0/24 overlaps subnet 10.1.0.0/24"),
         (
-            ["10.1.0.0/24", "10.2.0.0/24"],
-            "two IPv4 subnets (10.1.0.0/24, 10.2.0.0/24); one per family is supported",
+            ("10.1.0.0/24", "fd00::/64", "fd01::/64"),
+            "2 IPv6 subnets for 1 IPv4 ones: an endpoint has an address of each family",
         ),
         (
-            ["fd00::/64", "10.2.0.0/24", "fd01::/64"],
-            "two IPv6 subnets (fd00::/64, fd01::/64); one per family is supported",
+            ("10.1.0.0/24", "10.2.0.0/24", "fd00::/120"),
+            "subnet fd00::/120 holds fewer addresses than 10.1.0.0/24 and 10.2.0.0/24",
         ),
+        (tuple(f"10.{n}.0.0/24" for n in range(17)), "17 subnets; a network has at most 16"),
     ],
 )
-def test_one_subnet_per_family(subnets, line):
+def test_several_subnets_that_do_not_go_together_are_refused(subnets, line):
     with pytest.raises(BadRequest) as caught:
-        parse_subnets(subnets)
+        plan(*subnets)
     assert caught.value.what == line
 
 
@@ -95,9 +119,9 @@ def test_the_default_gateway_is_the_first_that_is_not_excluded():
 
 
 def test_a_30_and_an_8_work():
-    small = IndexSpace.build(ID, plan("10.1.0.0/30"))
+    small = Layout.build(ID, plan("10.1.0.0/30")).spaces[0]
     assert small.usable(0, 4) == 1
-    assert IndexSpace.build(ID, plan("10.0.0.0/8")).size == 2**24
+    assert Layout.build(ID, plan("10.0.0.0/8")).end == 2**24
 
 
 def test_what_was_given_is_kept_in_canonical_form_without_repeats():
@@ -157,7 +181,7 @@ NET30 = "10.1.0.0/30"
         (
             ("10.1.0.0/24",),
             {"ip_range": ("10.1.0.0/25", "10.1.0.128/25")},
-            "two IPv4 ip-ranges (10.1.0.0/25, 10.1.0.128/25); one is supported",
+            "two ip-ranges in subnet 10.1.0.0/24 (10.1.0.0/25, 10.1.0.128/25); one is supported",
         ),
         (("10.1.0.0/16", "fd00::/120"), {}, "subnet fd00::/120 holds fewer addresses than 10.1.0.0/16"),
         (
