@@ -8,7 +8,7 @@ accepts go there. They are written as iptables-nft would write them: it shows a 
 accepts everything, and would restore it so. Theirs apart from that are read and never written.
 """
 
-import json
+import errno
 from collections.abc import Callable
 from typing import Any
 
@@ -99,7 +99,12 @@ class Gates:
         output = nfttool.run(
             self._echoes, ["-j", "-a", "-t", "list", *what], about="reading other tables' chains"
         )
-        return json.loads(output)["nftables"]  # type: ignore[no-any-return]
+        try:
+            return nfttool.listed(output)
+        except ValueError as error:
+            raise KernelError(
+                "reading other tables' chains", errno=errno.EBADMSG, words=f"not JSON: {error}"
+            ) from None
 
 
 def is_ours(rule: dict[str, Any]) -> bool:

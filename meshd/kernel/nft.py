@@ -183,7 +183,11 @@ class Firewall:
         sets: list[str] = []
         for family in families:
             output = nfttool.run(self._echoes, ["-j", "-s", "-t", "list", "table", family, TABLE])
-            for item in json.loads(output)["nftables"]:
+            try:
+                items = nfttool.listed(output)
+            except ValueError:
+                return _hash(output), None, []  # not ours as we set it, whatever it is
+            for item in items:
                 ((kind, value),) = item.items()
                 match = _SEAL.match(value.get("name", "")) if kind == "chain" else None
                 if match and seal is None:

@@ -1,9 +1,11 @@
 """Runs nft(8). It decides how, and what its failure means; it must not know any table."""
 
 import errno
+import json
 import os
 import shutil
 import subprocess
+from typing import Any
 
 from meshd.config import NFT_TIMEOUT_S
 from meshd.errors import KernelError
@@ -42,3 +44,8 @@ def run(
         code = errno.EPERM if "not permitted" in words else errno.EINVAL
         raise KernelError(about, errno=code, words=first)
     return output
+
+
+def listed(output: str) -> list[dict[str, Any]]:
+    """Read what nft -j printed. Raises ValueError: 1.0.6 prints rubbish for a table that a process owns."""
+    return json.loads(output)["nftables"]  # type: ignore[no-any-return]

@@ -1,8 +1,8 @@
 """What must be done so that the kernel holds what is desired, and in which order.
 
 Decides the order (the firewall before the devices that it guards; a row never before what it points to; neighbours
-last, so that ARP is answered only once the
-frame has somewhere to go; deletions in reverse, after everything else), which device can be adjusted and which
+last, so that ARP is answered only once the frame has somewhere to go; deletions in reverse, after everything else, so
+that a port is guarded for as long as it is there), which device can be adjusted and which
 must be made anew, and what the kernel throws away by itself with a device. Must not know why something is
 desired, nor carry anything out.
 """
@@ -204,12 +204,6 @@ def _deletions(desired: Kernel, actual: Kernel, doomed: Kernel, loss: _Loss) -> 
     links = [link for name, link in doomed.links.items() if name not in desired.links]
     going = {link.name for link in links}
     leaving = going | {link.name for link in actual.links.values() if link.master in going}
-    if doomed.firewall and not desired.firewall:
-        yield SetFirewall("")
-    elif desired.firewall == actual.firewall:
-        for element in doomed.elements:
-            if element not in desired.elements:
-                yield DelElement(element)
     for row in [row for row in doomed.neigh if row not in desired.neigh]:
         if row.dev not in going and not loss.neigh(row.dev):
             yield DelNeigh(row)
@@ -225,6 +219,12 @@ def _deletions(desired: Kernel, actual: Kernel, doomed: Kernel, loss: _Loss) -> 
             yield DelAddr(addr)
     for link in sorted(links, key=lambda link: (-LINK_ORDER[link.kind], link.name)):
         yield DelLink(link.name)
+    if doomed.firewall and not desired.firewall:
+        yield SetFirewall("")
+    elif desired.firewall == actual.firewall:
+        for element in doomed.elements:
+            if element not in desired.elements:
+                yield DelElement(element)
 
 
 def _nexthop_deletions(

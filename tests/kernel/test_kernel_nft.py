@@ -3,6 +3,8 @@
 import errno
 import shutil
 import struct
+import subprocess
+import time
 
 import pytest
 
@@ -15,6 +17,7 @@ from meshd.plan.elements import element
 from meshd.plan.firewall import member_elements, render
 from meshd.plan.ops import DelElement, PutElement, SetFirewall
 
+WAIT_S = 10.0
 TEXT = render(gossip_port=7947, vxlan_port=4789)
 OTHER = render(gossip_port=7000, vxlan_port=4789)
 FIRST, SECOND, THIRD = (bytes((192, 0, 2, n)) for n in (1, 2, 3))
@@ -84,6 +87,31 @@ def test_any_change_of_the_rules_shows_and_is_put_right(host, change):
     assert host.call(host.firewall.current) == (TEXT, ELEMENTS)
     again = restarted(host)
     assert host.call(again.current, TEXT) == (TEXT, ELEMENTS)
+
+
+def test_a_table_that_another_process_owns_is_seen_to_be_so_and_taken_back_once_that_ends(host):
+    host.call(host.firewall.set, TEXT, ELEMENTS)
+    with subprocess.Popen(
+        ["ip", "netns", "exec", host.name, "nft", "-i"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        text=True,
+    ) as theirs:
+        try:
+            theirs.stdin.write("delete table bridge meshd; add table bridge meshd { flags owner; }\n")
+            theirs.stdin.flush()
+            deadline = time.monotonic() + WAIT_S
+            while "owner" not in host.run("nft", "list", "table", "bridge", "meshd").stdout:
+                assert time.monotonic() < deadline
+                time.sleep(0.02)
+            assert host.call(host.firewall.current, TEXT)[0] == UNKNOWN
+            with pytest.raises(KernelError) as refused:
+                host.call(host.firewall.set, TEXT, ELEMENTS)
+            assert refused.value.errno == errno.EPERM
+        finally:
+            theirs.stdin.close()
+    host.call(host.firewall.set, TEXT, ELEMENTS)
+    assert host.call(restarted(host).current, TEXT) == (TEXT, ELEMENTS)
 
 
 ELEMENTS_CHANGED = {

@@ -1,6 +1,7 @@
 """Published ports, reached from everywhere with the source address kept, beside other firewalls and after a flush."""
 
 import contextlib
+import ipaddress
 import json
 import subprocess
 import sys
@@ -464,3 +465,58 @@ def test_a_pair_goes_when_it_is_not_needed_and_is_never_there_when_that_is_turne
         wait_for("the pair is gone", 10.0, lambda: accepts(host, "ip filter FORWARD") == 0)
     for one in lab3.hosts:
         one.wait_alive(len(lab3.hosts))
+
+
+# --- where the kernel refuses -------------------------------------------------------------------------------------
+@contextlib.contextmanager
+def table_is_taken(host: Host) -> Iterator[None]:
+    """Have another program own a table of our name, which the kernel then lets nobody else change (5.12)."""
+    with subprocess.Popen(
+        host.argv("stdbuf", "-oL", "nft", "-i"), stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as theirs:
+        assert theirs.stdin is not None
+        line = "delete table bridge meshd; add table bridge meshd { flags owner; }\n"
+        theirs.stdin.write(line)
+        theirs.stdin.flush()
+        wait_for(
+            "it is theirs",
+            10.0,
+            lambda: "owner" in host.run("nft", "list", "table", "bridge", "meshd").stdout,
+        )
+        try:
+            yield
+        finally:
+            theirs.stdin.close()
+
+
+def test_an_endpoint_that_the_kernel_gives_no_guard_is_not_attached(
+    lab3: Lab, attach: Attach, new_network: NewNetwork
+) -> None:
+    host = lab3.hosts[0]
+    network = new_network("--host-access")
+    first = attach(host, network)
+    ns = lab3.container("unguarded")
+    subnet = ipaddress.ip_network(host.json("network", "inspect", network)["subnets"][0])
+    own = next(e for e in host.json("endpoint", "ls", "--network", network) if e["ifname"].startswith("mox"))
+    used = {first.v4, *(ip.partition("/")[0] for ip in own["ips"])}
+    wanted = next(str(ip) for ip in list(subnet.hosts())[1:] if str(ip) not in used)
+    flags = (network, "--netns", f"/run/netns/{ns}", "--ip", wanted, "--publish", "8080:80")
+
+    def state() -> tuple[set[str], str, str]:
+        links = {line.split()[0] for line in host.run("ip", "-br", "link").stdout.splitlines()}
+        inside = subprocess.run(["ip", "-n", ns, "-br", "link"], capture_output=True, text=True, check=True)
+        return links, inside.stdout, json.dumps(host.json("endpoint", "ls", "--network", network))
+
+    before = state()
+    with table_is_taken(host):
+        wait_for("it is seen", 10.0, lambda: "not permitted" in host.meshctl("diff").stdout)
+        for _ in range(2):
+            refused = host.meshctl("attach", *flags)
+            assert refused.returncode == 1
+            assert "not permitted" in refused.stderr
+            assert len(refused.stderr.splitlines()) <= 2
+            assert state() == before
+    host.wait_in_sync()
+    assert host.json("attach", *flags)["ips"][0].partition("/")[0] == wanted
+    host.json("detach", network, "--netns", f"/run/netns/{ns}")
+    labnet.ip("netns", "del", ns)

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from meshd.plan import ops
+from meshd.plan import names, ops
 from meshd.plan.desired import desired
 from meshd.plan.diff import diff, findings
 from meshd.plan.elements import element
@@ -27,7 +27,7 @@ from meshd.plan.objects import (
     Vxlan,
 )
 from tests.fake_kernel import FakeKernel
-from tests.plan_world import blue_on_two_hosts, id_of
+from tests.plan_world import BLUE, A, blue_on_two_hosts, id_of
 
 BRIDGE, VXLAN = "mo11111111", "mv11111111"
 VETH = "mh" + id_of("web").hex()[:8]
@@ -83,21 +83,36 @@ def test_additions_come_before_deletions():
     other = blue_on_two_hosts()
     other.release("db")
     other.endpoint("cache", next(iter(other.networks)), bytes([0xC3]) * 16, "10.1.0.130")
-    names = kinds(diff(desired(other.view()), wanted(), deletions=True))
-    assert max(i for i, name in enumerate(names) if name.startswith("Put")) < min(
-        i for i, name in enumerate(names) if name.startswith("Del")
+    done = kinds(diff(desired(other.view()), wanted(), deletions=True))
+    assert max(i for i, name in enumerate(done) if name.startswith("Put")) < min(
+        i for i, name in enumerate(done) if name.startswith("Del")
     )
 
 
 def test_a_device_takes_its_rows_along_so_they_are_not_deleted_one_by_one():
     assert kinds(diff(Kernel(), wanted(), deletions=True)) == [
-        "SetFirewall",
         "DelNexthop",
         "DelNexthop",
         "DelLink",  # veth
         "DelLink",  # vxlan
         "DelLink",  # bridge
+        "SetFirewall",  # after the devices that it guards
     ]
+
+
+def test_a_port_is_guarded_before_it_is_plugged_in_and_until_it_is_gone():
+    before, world = wanted(), blue_on_two_hosts()
+    new = names.veth(world.endpoint("new", BLUE, A, "10.1.0.3"))
+    after = desired(world.view())
+    fake = plugged(copy.deepcopy(before))
+    fake.plug(new)
+    coming = diff(after, fake.state, deletions=True)
+    assert [op.link.name for op in coming if isinstance(op, ops.PutLink)] == [new]
+    assert kinds(coming)[-2:] == ["PutLink", "PutFdb"]
+    assert set(kinds(coming)[:-2]) == {"PutElement"}
+    going = diff(before, after, deletions=True)
+    assert going[0] == ops.DelLink(new)
+    assert set(kinds(going)[1:]) == {"DelElement"}
 
 
 def test_nothing_is_deleted_without_permission():
