@@ -189,6 +189,9 @@ EVENTS_PER_READ = 1024  # kernel events taken in one go, before the loop gets it
 VXLAN_OVERHEAD_V4 = 50
 VXLAN_OVERHEAD_V6 = 70
 ROUTE_PROTOCOL = 109  # marks our nexthops and routes
+ROUTE_METRIC = (
+    7947  # of our routes to single addresses: one that nobody else uses, so that ours replace only ours
+)
 NEXTHOP_BASE = 0x6D000000  # our nexthop ids: base + 23 bits of hash(host id), group = +0x800000
 
 LAG_PERIOD_S = 1.0  # how often the loop's lateness is measured: at 0.1 it cost 0.3 % of a core at rest

@@ -244,6 +244,7 @@ class Attachment(msgspec.Struct, frozen=True, array_like=True, gc=False):
     ``netns_cookie`` (SO_NETNS_COOKIE) and ``boot_id`` name the namespace beyond doubt; ``netns_path`` is what
     the caller called it. ``host_if`` stays in the host's namespace, ``peer_if`` is what the caller moves.
     A cookie of HOST_NETNS is the host's own namespace: the endpoint is the host itself, and ``peer_if`` stays there.
+    ``parent``, ``parent_index``: the device and its ifindex that a macvlan or ipvlan was made on; "" and 0 for others.
     """
 
     boot_id: Short
@@ -253,6 +254,8 @@ class Attachment(msgspec.Struct, frozen=True, array_like=True, gc=False):
     host_if: Annotated[str, msgspec.Meta(min_length=1, max_length=15)]
     peer_if: Annotated[str, msgspec.Meta(min_length=1, max_length=15)]
     request: Annotated[str, msgspec.Meta(max_length=4096)] = ""
+    parent: Annotated[str, msgspec.Meta(max_length=15)] = ""
+    parent_index: U32 = 0
 
 
 HOST_NETNS = 0

@@ -101,6 +101,13 @@ class FakeKernel:
                 s.addrs.add(addr)
             case ops.DelAddr(addr):
                 s.addrs.remove(addr)
+            case ops.PutRoute(route):
+                self._need(route.dev)
+                if not any(addr.ip == route.source for addr in s.addrs):
+                    raise refused(errno.EINVAL)
+                s.routes.add(route)
+            case ops.DelRoute(route):
+                s.routes.remove(route)
             case ops.PutNexthop(nexthop):
                 if any(member not in s.nexthops for member in nexthop.group):
                     raise refused(errno.EINVAL)
@@ -157,6 +164,7 @@ class FakeKernel:
         for port in ports:
             s.links[port] = msgspec.structs.replace(s.links[port], master=None)
         s.addrs = {addr for addr in s.addrs if addr.dev != name}
+        s.routes = {route for route in s.routes if route.dev != name}
         s.fdb = {key: target for key, target in s.fdb.items() if key.dev != name}
         s.neigh = {key: mac for key, mac in s.neigh.items() if key.dev != name}
 
@@ -168,4 +176,4 @@ def refused(number):
 def _fixed(link):
     """What no device changes while it lives; a vxlan device's own address may, within its family."""
     vxlan = link.vxlan
-    return link.kind, vxlan and (vxlan.vni, vxlan.port, len(vxlan.local))
+    return link.kind, link.parent, link.mode, vxlan and (vxlan.vni, vxlan.port, len(vxlan.local))

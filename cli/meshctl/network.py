@@ -50,9 +50,15 @@ def create(invocation: Invocation, /, **wanted: Any) -> None:
         if wanted[flag] is None:
             del wanted[flag]
     _, made = Client(invocation.socket).post("networks", body=wanted)
-    if wanted["driver"] in ON_THE_LAN:
+    if wanted["driver"] in ON_THE_LAN and not wanted["host_access"]:
+        remedy = (
+            "; --host-access gives each host a device of its own there"
+            if wanted["driver"] == "macvlan"
+            else ""
+        )
         warn(
-            f"a host and its own endpoints on {wanted['name']} do not reach each other: the kernel keeps them apart"
+            f"a host and its own endpoints on {wanted['name']} do not reach each other: the kernel keeps them "
+            f"apart{remedy}"
         )
     invocation.emit(made, lambda: _rows([made]))
 

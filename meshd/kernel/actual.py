@@ -11,17 +11,18 @@ from collections.abc import Mapping
 import msgspec
 
 from meshd.config import NEXTHOP_BASE, ROUTE_PROTOCOL
-from meshd.kernel import addresses, linkdump, netlink, nexthops, rows
+from meshd.kernel import addresses, hostroutes, linkdump, netlink, nexthops, rows
 from meshd.kernel.gates import Gates
 from meshd.kernel.guests import Guests
 from meshd.kernel.links import marked
 from meshd.kernel.nft import Firewall
 from meshd.model import text_ip, text_mac
 from meshd.plan import names
-from meshd.plan.objects import BROADCAST, Addr, Dump, FdbKey, FdbTarget, Finding, Kernel, NeighKey
+from meshd.plan.objects import BROADCAST, Addr, Dump, FdbKey, FdbTarget, Finding, Kernel, NeighKey, Route
 
 _NEXTHOPS = range(NEXTHOP_BASE, NEXTHOP_BASE + 2 * names.NEXTHOP_SLOTS)
 _FAMILIES = (2, 10)  # AF_INET, AF_INET6
+_PROTOCOL_KERNEL = 2  # linux/rtnetlink.h, RTPROT_KERNEL: the way to a device's own prefix
 
 
 def dump(
@@ -43,6 +44,7 @@ def dump(
             if value is not None:
                 found.ours.links[value.name] = value
     _addresses(link, devices, found)
+    _routes(link, devices, found)
     _nexthops(link, found)
     _fdb(link, devices, found)
     _neighbours(link, devices, found)
@@ -69,7 +71,9 @@ def _links(link: netlink.Netlink, mark: str, found: Dump) -> dict[int, linkdump.
     for seen in everything:
         if names.alias_network(seen.alias, mark) is None:
             continue
-        value = linkdump.to_guest(seen, mark) or linkdump.to_link(seen, by_index.get(seen.master))
+        value = linkdump.to_guest(seen, mark) or linkdump.to_link(
+            seen, by_index.get(seen.master), by_index.get(seen.peer)
+        )
         if value is not None and value.name != seen.name:  # one not moved yet is to be found and deleted here
             value = msgspec.structs.replace(value, name=seen.name)
         if seen.kind == "vlan":
@@ -94,12 +98,28 @@ def _addresses(link: netlink.Netlink, devices: Mapping[int, linkdump.Seen], foun
         device = devices.get(address.ifindex)
         if device is None or (address.scope == addresses.SCOPE_LINK and address.protocol != ROUTE_PROTOCOL):
             continue
-        has_ours = device.kind == "bridge" or device.name.startswith(names.HOST)
+        has_ours = device.kind == "bridge" or device.name.startswith((names.HOST, names.SHIM))
         if has_ours and (not told or address.protocol == ROUTE_PROTOCOL):
             found.ours.addrs.add(Addr(device.name, address.ip, address.prefix))
         else:
             what = f"{text_ip(address.ip)}/{address.prefix} dev {device.name}"
             _foreign(found, "address", what, "was not put there by meshd")
+
+
+def _routes(link: netlink.Netlink, devices: Mapping[int, linkdump.Seen], found: Dump) -> None:
+    """Read the routes by the host's own devices on macvlan networks; without such a device there are none, and a
+    routing daemon's million is left unread."""
+    shims = {index: seen.name for index, seen in devices.items() if seen.name.startswith(names.SHIM)}
+    for family in _FAMILIES if shims else ():
+        for route in hostroutes.parse(link.dump(hostroutes.dump_request(family))):
+            if route.ifindex not in shims:
+                continue
+            name = shims[route.ifindex]
+            if route.protocol == ROUTE_PROTOCOL and route.prefix == 8 * len(route.ip):
+                found.ours.routes.add(Route(name, route.ip, route.source))
+            elif route.protocol != _PROTOCOL_KERNEL:
+                what = f"{text_ip(route.ip)}/{route.prefix} dev {name}"
+                _foreign(found, "route", what, "was not put there by meshd")
 
 
 def _nexthops(link: netlink.Netlink, found: Dump) -> None:

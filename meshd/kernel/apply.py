@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, ClassVar, TypeVar
 
 from meshd.errors import KernelError
-from meshd.kernel import addresses, netlink, nexthops, rows
+from meshd.kernel import addresses, hostroutes, netlink, nexthops, rows
 from meshd.kernel.conntrack import Conntrack
 from meshd.kernel.echoes import Echoes, RowNote
 from meshd.kernel.gates import Gates
@@ -27,6 +27,7 @@ from meshd.plan.ops import (
     DelLink,
     DelNeigh,
     DelNexthop,
+    DelRoute,
     LeaveGate,
     Op,
     OpenGate,
@@ -36,6 +37,7 @@ from meshd.plan.ops import (
     PutLink,
     PutNeigh,
     PutNexthop,
+    PutRoute,
     RemakeLink,
     RenameLink,
     SetFirewall,
@@ -62,6 +64,8 @@ _ENCODE: dict[type, Callable[[Sequence[Any], Index], list[bytes]]] = {
     DelNeigh: lambda ops, index: rows.del_neigh([op.key for op in ops], index),
     PutAddr: lambda ops, index: addresses.put([op.addr for op in ops], index),
     DelAddr: lambda ops, index: addresses.delete([op.addr for op in ops], index),
+    PutRoute: lambda ops, index: hostroutes.put([op.route for op in ops], index),
+    DelRoute: lambda ops, index: hostroutes.delete([op.route for op in ops], index),
 }
 """How ops become messages, one each. These are batched; an op that is not here goes alone."""
 
@@ -72,6 +76,8 @@ _DEVICES: dict[type, Callable[[Sequence[Any]], Sequence[str]]] = {
     DelNeigh: lambda ops: [op.key.dev for op in ops],
     PutAddr: lambda ops: [op.addr.dev for op in ops],
     DelAddr: lambda ops: [op.addr.dev for op in ops],
+    PutRoute: lambda ops: [op.route.dev for op in ops],
+    DelRoute: lambda ops: [op.route.dev for op in ops],
 }
 """The devices that ops of a kind are on, in their order."""
 
@@ -90,7 +96,7 @@ _NOTES: dict[type, Callable[[Sequence[Any], Index], Iterable[RowNote]]] = {
 }
 """Which events the echoes are to expect; of the other kinds netlink says by itself who caused them."""
 
-_DELETES = (DelAddr, DelFdb, DelLink, DelNeigh, DelNexthop)
+_DELETES = (DelAddr, DelFdb, DelLink, DelNeigh, DelNexthop, DelRoute)
 
 
 def describe(op: Op) -> str:
@@ -102,6 +108,8 @@ def describe(op: Op) -> str:
             return f"device {name}"
         case PutAddr(addr) | DelAddr(addr):
             return f"address {text_ip(addr.ip)}/{addr.prefix} on {addr.dev}"
+        case PutRoute(route) | DelRoute(route):
+            return f"route to {text_ip(route.ip)} by {route.dev}"
         case PutNexthop(nexthop):
             return f"nexthop {nexthop.id}"
         case DelNexthop(number):

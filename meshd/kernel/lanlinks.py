@@ -15,7 +15,9 @@ from meshd.kernel.linkdump import (
     IFLA_INFO_KIND,
     IFLA_LINK,
     IFLA_LINKINFO,
+    IFLA_MACVLAN_MODE,
     IFLA_MTU,
+    MACVLAN_MODES,
     RTM_DELLINK,
     RTM_GETLINK,
     RTM_NEWLINK,
@@ -23,10 +25,9 @@ from meshd.kernel.linkdump import (
 
 IFLA_AF_SPEC, AF_INET6, IFLA_INET6_ADDR_GEN_MODE, ADDR_GEN_MODE_NONE = 26, 10, 8, 1
 IFLA_TARGET_NETNSID = 46
-IFLA_MACVLAN_MODE, IFLA_IPVLAN_MODE, IFLA_VLAN_ID = 1, 1, 1
+IFLA_IPVLAN_MODE, IFLA_VLAN_ID = 1, 1
 IFF_UP = 0x1
 
-MACVLAN_MODES = {"private": 1, "vepa": 2, "bridge": 4, "passthru": 8}
 IPVLAN_MODES = {"l2": 0, "l3": 1, "l3s": 2}
 
 _IFINFOMSG = struct.Struct("=BxHiII")

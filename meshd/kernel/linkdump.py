@@ -33,6 +33,9 @@ _PORT = {
     "learning": 8, "flood": 9, "mcast_flood": 27, "bcast_flood": 30, "neigh_suppress": 32, "isolated": 33, "locked": 39,
 }  # fmt: skip
 """Field of plan.objects.Port -> IFLA_BRPORT_*."""
+MACVLAN_MODES = {"private": 1, "vepa": 2, "bridge": 4, "passthru": 8}
+_MODES = {number: mode for mode, number in MACVLAN_MODES.items()}
+IFLA_MACVLAN_MODE = 1
 
 
 class Seen(NamedTuple):
@@ -123,9 +126,9 @@ def to_guest(seen: Seen, mark: str) -> Link | None:
     return None if endpoint is None else guest(names.guest(endpoint), cast("LinkKind", seen.kind), seen.alias)
 
 
-def to_link(seen: Seen, master: str | None) -> Link | None:
+def to_link(seen: Seen, master: str | None, parent: str | None = None) -> Link | None:
     """Say it in plan.objects' terms; None for a kind that is never ours. ``master``: name of the device
-    that it is a port of."""
+    that it is a port of; ``parent``: of the one that a macvlan is on."""
     if seen.kind not in OUR_KINDS:
         return None
     port = None
@@ -147,6 +150,8 @@ def to_link(seen: Seen, master: str | None) -> Link | None:
         vxlan=vxlan,
         up=seen.up,
         narrow=all(seen.knob(at) == value for at, value in NARROW.items()),
+        parent=parent if seen.kind == "macvlan" else None,
+        mode=_MODES.get(number(seen.data.get(IFLA_MACVLAN_MODE))) if seen.kind == "macvlan" else None,
         localnet=seen.localnet and (seen.kind == "bridge" or seen.name.startswith(names.HOST)),
     )
 

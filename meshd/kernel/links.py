@@ -122,15 +122,21 @@ class Links:
         self, links: Sequence[Link], places: Sequence[int], outcome: list[KernelError | None]
     ) -> None:
         """Do one send's worth of ``ensure``; links[n] reports to outcome[places[n]]."""
-        found = self._get([link.name for link in links] + [link.master for link in links if link.master])
+        below = [name for link in links for name in (link.master, link.parent) if name]
+        found = self._get([link.name for link in links] + below)
         messages: list[bytes] = []
         spans: list[tuple[int, Link, int, bool]] = []  # outcome, link, first message, whether it is new
         for place, link in zip(places, links, strict=True):
             seen = found.get(link.name)
             master = found.get(link.master) if link.master else None
-            error = _objection(link, seen)
+            parent = found.get(link.parent) if link.parent else None
+            error = _objection(link, seen, parent.ifindex if parent else 0)
             if link.master and master is None:
                 error = _gone(link.master)
+            if link.parent and parent is None:
+                error = KernelError(
+                    f"its parent {link.parent} is not on this host; made again once it is back"
+                )
             if error is not None:
                 outcome[place] = error
                 continue
@@ -143,7 +149,8 @@ class Links:
                 messages += linkwrite.create_pair(link, index, link.peer, b"", link.mtu, inet6=self._inet6)
                 messages.append(linkwrite.mark(link.peer, link.alias))
             elif seen is None:
-                messages += linkwrite.create(link, index, inet6=self._inet6)
+                on = parent.ifindex if parent else 0
+                messages += linkwrite.create(link, index, inet6=self._inet6, parent=on)
             else:
                 messages += linkwrite.adjust(link, seen, index, inet6=self._inet6)
         if not spans:
@@ -197,8 +204,8 @@ def _guest_name(seen: Seen) -> str | None:
     return None if endpoint is None or seen.kind not in GUEST_KINDS else names.guest(endpoint)
 
 
-def _objection(link: Link, seen: Seen | None) -> KernelError | None:
-    """Say why the device can be neither made nor adjusted, if so."""
+def _objection(link: Link, seen: Seen | None, parent: int) -> KernelError | None:
+    """Say why the device can be neither made nor adjusted, if so. ``parent``: ifindex of the device it is to be on."""
     if seen is None:
         made_here = link.kind != "veth" or (link.peer and link.master)
         return None if made_here else _gone(link.name)
@@ -206,6 +213,8 @@ def _objection(link: Link, seen: Seen | None) -> KernelError | None:
         return _foreign(link.name)
     have = linkdump.to_link(seen, None)
     why = must_remake(link, have) if have is not None else f"is a {seen.kind or 'device'}, not a {link.kind}"
+    if why is None and link.parent and (have is None or (seen.peer, have.mode) != (parent, link.mode)):
+        why = f"is not on {link.parent} in mode {link.mode}"
     if why is None:
         return None
     return KernelError(f"device {link.name} has to be made anew", errno=errno.EEXIST, words=why)
@@ -220,6 +229,7 @@ def _is_right(link: Link, seen: Seen, master: int) -> bool:
             mac=None if link.mac is None else have.mac,
             narrow=have.narrow and link.narrow,
             peer=link.peer,
+            parent=link.parent,
         )
     return have == link and seen.master == master
 

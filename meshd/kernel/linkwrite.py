@@ -36,10 +36,10 @@ VXLAN_DF_SET = 1
 _Attrs = list[tuple[str, Any]]
 
 
-def create(link: Link, master: int, *, inet6: bool, df: bool = True) -> list[bytes]:
+def create(link: Link, master: int, *, inet6: bool, df: bool = True, parent: int = 0) -> list[bytes]:
     """Encode the three steps. ``master``: ifindex or 0; ``inet6``: the kernel has IPv6; ``df``: set the outer
-    don't-fragment bit."""
-    messages = [_new(link, master, _data(link, df)), *_settle(link, 0, inet6)]
+    don't-fragment bit; ``parent``: ifindex of what a macvlan is on."""
+    messages = [_new(link, master, _data(link, df), parent), *_settle(link, 0, inet6)]
     return [*messages, localnet(link.name, on=True)] if link.localnet else messages
 
 
@@ -103,7 +103,7 @@ def rename_down(index: int, name: str) -> list[bytes]:
     return [down, rename(index, name), up]
 
 
-def _new(link: Link, master: int, data: _Attrs) -> bytes:
+def _new(link: Link, master: int, data: _Attrs, parent: int = 0) -> bytes:
     info: _Attrs = [("IFLA_INFO_KIND", link.kind)]
     if data:
         info.append(("IFLA_INFO_DATA", {"attrs": data}))
@@ -115,6 +115,8 @@ def _new(link: Link, master: int, data: _Attrs) -> bytes:
         attrs.append(("IFLA_ADDRESS", link.mac.hex(":")))
     if master:
         attrs.append(("IFLA_MASTER", master))
+    if parent:
+        attrs.append(("IFLA_LINK", parent))
     return link_message(RTM_NEWLINK, frames.REQUEST | frames.CREATE | frames.EXCL, attrs)
 
 
@@ -156,6 +158,8 @@ def _data(link: Link, df: bool) -> _Attrs:
     """List a kind's own attributes (design.md, section 7)."""
     if link.kind == "bridge":
         return [("IFLA_BR_STP_STATE", 0), ("IFLA_BR_MCAST_SNOOPING", 0)]
+    if link.mode is not None:
+        return [("IFLA_MACVLAN_MODE", link.mode)]
     return [] if link.vxlan is None else _vxlan(link.vxlan, df)
 
 

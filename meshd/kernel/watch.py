@@ -21,6 +21,7 @@ from meshd.errors import KernelError
 from meshd.kernel import addresses, eventfilter, frames, gates, linkdump, netlink, nexthops, nft, rows
 from meshd.kernel.echoes import Echoes
 from meshd.plan import names
+from meshd.plan.objects import Link
 
 What = Literal["link", "fdb", "neighbour", "address", "nexthop", "firewall"]
 
@@ -221,14 +222,17 @@ class Watch:
             return KernelEvent("link", seen.ifindex, before.name, gone=True)
         if seen.name.startswith(names.PEER) and names.is_ours(seen.name):
             return None  # on its way into a namespace; what matters happens to the other end
-        state = None if gone else linkdump.to_link(seen, self._name(seen.master) or None)
+        state = None if gone else self._link_of(seen)
         noted = self._echoes.take_device(seen.name, state)
         return KernelEvent("link", seen.ifindex, seen.name, gone, noted or mine)
 
     def _visible(self, seen: linkdump.Seen) -> object:
         """What of a device can differ from what is wanted."""
         plain = (seen.name, seen.up, seen.mtu, seen.mac, seen.master)
-        return plain, linkdump.to_link(seen, self._name(seen.master) or None)
+        return plain, self._link_of(seen)
+
+    def _link_of(self, seen: linkdump.Seen) -> Link | None:
+        return linkdump.to_link(seen, self._name(seen.master) or None, self._name(seen.peer) or None)
 
     def _nftables(self, kind: int, chunk: bytes, start: int, end: int) -> KernelEvent | None:
         if kind >> 8 != nft.SUBSYSTEM or kind & 0xFF == nft.NFT_MSG_NEWGEN:

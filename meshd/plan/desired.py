@@ -30,11 +30,13 @@ from meshd.plan.objects import (
     Link,
     LinkKind,
     Port,
+    Route,
     Vxlan,
     guest,
 )
 from meshd.plan.part import Part, add_local, add_remotes, remove_remote
 from meshd.plan.view import View
+from meshd.state.lan import mode_of
 
 BRIDGED_DRIVERS = ("overlay", "bridge")
 """Drivers that have a bridge of ours; the others have only their endpoints' devices."""
@@ -106,6 +108,7 @@ def merged(view: View, parts: Mapping[NetworkId, Part]) -> Kernel:
     for kernel in by_size:
         whole.links.update(kernel.links)
         whole.addrs.update(kernel.addrs)
+        whole.routes.update(kernel.routes)
         whole.nexthops.update(kernel.nexthops)
         whole.elements.update(kernel.elements)
     for kernel in by_size[1:]:
@@ -209,14 +212,43 @@ def _unknown(network_id: NetworkId, why: str) -> Part:
 
 
 def _guests(part: Part, view: View, local: Iterable[EndpointId], network: Network) -> None:
-    """A macvlan or ipvlan network is the LAN: nothing of it is here but its endpoints' own devices."""
+    """A macvlan or ipvlan network is the LAN: nothing of it is here but its endpoints' own devices, and the host's."""
     for id_ in local:
         add_local(part, id_, view.endpoints[id_])
         attachment = view.attachments.get(id_)
-        if attachment is not None:
+        if attachment is not None and attachment.netns_cookie == HOST_NETNS:
+            here = [view.endpoints[other] for other in local if other != id_]
+            _shim(part, view, network, view.endpoints[id_], attachment.parent, here)
+        elif attachment is not None:
             mark = names.guest_alias(view.cluster, part.id, id_)
             name = attachment.host_if
             part.kernel.links[name] = guest(name, cast("LinkKind", network.driver), mark)
+
+
+def _shim(
+    part: Part, view: View, network: Network, mine: Endpoint, parent: str, others: Iterable[Endpoint]
+) -> None:
+    """The host's own device on a macvlan network. The LAN stays reached by the parent; by this one go only the
+    endpoints on this host, each by a route of its own, which the parent cannot reach."""
+    name, kernel = names.shim(part.id), part.kernel
+    kernel.links[name] = Link(
+        name,
+        cast("LinkKind", network.driver),
+        names.alias(view.cluster, part.id),
+        network_mtu(view, network),
+        mac=mine.mac,
+        narrow=True,
+        parent=parent,
+        mode=mode_of(network),
+    )
+    source = {len(ip): ip for ip in mine.ips}
+    for ip in mine.ips:
+        kernel.addrs.add(Addr(name, ip, 8 * len(ip)))
+        if len(ip) == 16:
+            kernel.addrs.add(Addr(name, firewall.link_local(mine.mac), LINK_LOCAL_PREFIX))
+    kernel.routes.update(
+        Route(name, ip, source[len(ip)]) for other in others for ip in other.ips if len(ip) in source
+    )
 
 
 def _devices(

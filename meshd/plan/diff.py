@@ -21,6 +21,7 @@ from meshd.plan.ops import (
     DelLink,
     DelNeigh,
     DelNexthop,
+    DelRoute,
     LeaveGate,
     Op,
     OpenGate,
@@ -30,6 +31,7 @@ from meshd.plan.ops import (
     PutLink,
     PutNeigh,
     PutNexthop,
+    PutRoute,
     RemakeLink,
     RenameLink,
     SetFirewall,
@@ -39,7 +41,9 @@ from meshd.plan.wording import Named
 LINK_ORDER = {"bridge": 0, "vxlan": 1, "veth": 2, "macvlan": 3, "ipvlan": 3}
 """A bridge before what is put on it."""
 
-COMPARED_FIELDS = ("kind", "vxlan", "alias", "mtu", "mac", "master", "port", "narrow", "localnet", "up")
+COMPARED_FIELDS = (
+    "kind", "vxlan", "parent", "mode", "alias", "mtu", "mac", "master", "port", "narrow", "localnet", "up",
+)  # fmt: skip
 
 MAC_BYTES = 6
 
@@ -63,7 +67,10 @@ def link_differences(want: Link, have: Link) -> dict[str, str]:
 
 def must_remake(want: Link, have: Link) -> bool:
     """Tell whether a device differs in what the kernel cannot change on one that exists: its kind; of a vxlan
-    device its VNI, port and the family of its own address. All else is adjusted in place, its address too."""
+    device its VNI, port and the family of its own address; of the host's own macvlan what it is on, and how. All else
+    is adjusted in place, its address too."""
+    if want.parent and (want.kind, want.parent, want.mode) != (have.kind, have.parent, have.mode):
+        return True
     if want.kind != have.kind or (want.vxlan is None) is not (have.vxlan is None):
         return True
     if want.vxlan is None or have.vxlan is None:
@@ -150,11 +157,13 @@ def _links(desired: Kernel, actual: Kernel) -> Iterator[Op]:
             continue
         differences = link_differences(want, have)
         fixed = must_remake(want, have)
-        if want.kind in GUEST_KINDS or (fixed and want.kind == "veth"):
+        if (want.kind in GUEST_KINDS and not want.parent) or (fixed and want.kind == "veth"):
             continue  # only its endpoint's attach can make one
         if fixed:
             remade.add(want.name)
-            why = [differences[field] for field in ("kind", "vxlan") if field in differences]
+            why = [
+                differences[field] for field in ("kind", "vxlan", "parent", "mode") if field in differences
+            ]
             yield RemakeLink(want, "; ".join(why))
         elif differences or have.master in remade:
             yield PutLink(want)
@@ -164,6 +173,9 @@ def _additions(desired: Kernel, actual: Kernel, loss: _Loss) -> Iterator[Op]:
     for addr in sorted(desired.addrs):
         if addr not in actual.addrs or addr.dev in loss.remade:
             yield PutAddr(addr)
+    for route in sorted(desired.routes):
+        if route not in actual.routes or route.dev in loss.remade:
+            yield PutRoute(route)
     for grouped in (False, True):
         for id_, nexthop in desired.nexthops.items():
             if bool(nexthop.group) is grouped and actual.nexthops.get(id_) != nexthop:
@@ -214,6 +226,9 @@ def _deletions(desired: Kernel, actual: Kernel, doomed: Kernel, loss: _Loss) -> 
             if key.where == where and kept:
                 yield DelFdb(key)
     yield from _nexthop_deletions(desired, actual, doomed, deleted, going)
+    for route in sorted(doomed.routes - desired.routes):
+        if route.dev not in going and route.dev not in loss.remade:
+            yield DelRoute(route)
     for addr in sorted(doomed.addrs - desired.addrs):
         if addr.dev not in going and addr.dev not in loss.remade:
             yield DelAddr(addr)
@@ -275,6 +290,8 @@ def _missing(desired: Kernel, actual: Kernel) -> Iterator[tuple[Named, str]]:
             yield wording.link(name), "; ".join(differences.values())
     for addr in sorted(desired.addrs - actual.addrs):
         yield wording.addr(addr), WHY_ABSENT
+    for route in sorted(desired.routes - actual.routes):
+        yield wording.route(route), WHY_ABSENT
     for id_, nexthop in desired.nexthops.items():
         found = actual.nexthops.get(id_)
         if found != nexthop:
@@ -312,6 +329,8 @@ def _stale(desired: Kernel, actual: Kernel) -> Iterator[tuple[Named, str]]:
         yield wording.link(name), WHY_STALE
     for addr in sorted(actual.addrs - desired.addrs):
         yield wording.addr(addr), WHY_STALE
+    for route in sorted(actual.routes - desired.routes):
+        yield wording.route(route), WHY_STALE
     for id_ in actual.nexthops.keys() - desired.nexthops.keys():
         yield wording.nexthop(id_), WHY_STALE
     for key in [key for key in actual.fdb if key not in desired.fdb]:  # a difference of sets is one long step

@@ -14,6 +14,7 @@ from meshd.plan.ops import (
     DelLink,
     DelNeigh,
     DelNexthop,
+    DelRoute,
     LeaveGate,
     Op,
     OpenGate,
@@ -23,6 +24,7 @@ from meshd.plan.ops import (
     PutLink,
     PutNeigh,
     PutNexthop,
+    PutRoute,
     RemakeLink,
     RenameLink,
     SetFirewall,
@@ -33,6 +35,7 @@ def join(into: Kernel, more: Kernel) -> None:
     """Add ``more`` to ``into``, which is changed; the firewall is left as it is."""
     into.links.update(more.links)
     into.addrs.update(more.addrs)
+    into.routes.update(more.routes)
     into.nexthops.update(more.nexthops)
     into.fdb.update(more.fdb)
     into.neigh.update(more.neigh)
@@ -45,6 +48,7 @@ def overlap(kernel: Kernel, chosen: Kernel) -> Kernel:
     return Kernel(
         links={key: kernel.links[key] for key in chosen.links if key in kernel.links},
         addrs=kernel.addrs & chosen.addrs,
+        routes=kernel.routes & chosen.routes,
         nexthops={key: kernel.nexthops[key] for key in chosen.nexthops if key in kernel.nexthops},
         fdb={key: kernel.fdb[key] for key in chosen.fdb if key in kernel.fdb},
         neigh={key: kernel.neigh[key] for key in chosen.neigh if key in kernel.neigh},
@@ -59,6 +63,7 @@ def subtract(from_: Kernel, keys: Kernel) -> None:
     for name in from_.links.keys() & keys.links.keys():
         del from_.links[name]
     from_.addrs -= keys.addrs
+    from_.routes -= keys.routes
     for id_ in from_.nexthops.keys() & keys.nexthops.keys():
         del from_.nexthops[id_]
     for row in from_.fdb.keys() & keys.fdb.keys():
@@ -76,6 +81,7 @@ def beyond(kernel: Kernel, wanted: Kernel) -> Kernel:
     return Kernel(
         links={key: value for key, value in kernel.links.items() if key not in wanted.links},
         addrs=kernel.addrs - wanted.addrs,
+        routes=kernel.routes - wanted.routes,
         nexthops={key: value for key, value in kernel.nexthops.items() if key not in wanted.nexthops},
         fdb={key: value for key, value in kernel.fdb.items() if key not in wanted.fdb},
         neigh={key: value for key, value in kernel.neigh.items() if key not in wanted.neigh},
@@ -91,7 +97,15 @@ def beyond(kernel: Kernel, wanted: Kernel) -> Kernel:
 
 def size(kernel: Kernel) -> int:
     """Count objects."""
-    kinds = (kernel.links, kernel.addrs, kernel.nexthops, kernel.fdb, kernel.neigh, kernel.elements)
+    kinds = (
+        kernel.links,
+        kernel.addrs,
+        kernel.routes,
+        kernel.nexthops,
+        kernel.fdb,
+        kernel.neigh,
+        kernel.elements,
+    )
     opened = sum(state.accepts > 0 for state in kernel.gates.values())
     return sum(map(len, kinds)) + bool(kernel.firewall) + opened
 
@@ -111,6 +125,7 @@ def of_network(kernel: Kernel, mark: str, network_id: NetworkId) -> Kernel:
     return Kernel(
         links=links,
         addrs={addr for addr in kernel.addrs if addr.dev in links},
+        routes={route for route in kernel.routes if route.dev in links},
         nexthops={id_: value for id_, value in kernel.nexthops.items() if id_ in groups or id_ in members},
         fdb=fdb,
         neigh={key: mac for key, mac in kernel.neigh.items() if key.dev in links},
@@ -129,6 +144,8 @@ def device(op: Op) -> str:
             return op.name
         case PutAddr() | DelAddr():
             return op.addr.dev
+        case PutRoute() | DelRoute():
+            return op.route.dev
         case PutFdb() | DelFdb() | PutNeigh() | DelNeigh():
             return op.key.dev
         case PutElement() | DelElement():
@@ -153,6 +170,10 @@ def carry_out(kernel: Kernel, op: Op) -> None:
             kernel.addrs.add(op.addr)
         case DelAddr():
             kernel.addrs.discard(op.addr)
+        case PutRoute():
+            kernel.routes.add(op.route)
+        case DelRoute():
+            kernel.routes.discard(op.route)
         case PutNexthop():
             kernel.nexthops[op.nexthop.id] = op.nexthop
         case DelNexthop():
@@ -189,6 +210,7 @@ def rename(kernel: Kernel, devices: Mapping[str, str]) -> None:
         for name, link in kernel.links.items()
     }
     kernel.addrs = {new(addr, dev=devices.get(addr.dev, addr.dev)) for addr in kernel.addrs}
+    kernel.routes = {new(route, dev=devices.get(route.dev, route.dev)) for route in kernel.routes}
     kernel.fdb = {new(key, dev=devices.get(key.dev, key.dev)): target for key, target in kernel.fdb.items()}
     kernel.neigh = {new(key, dev=devices.get(key.dev, key.dev)): mac for key, mac in kernel.neigh.items()}
 
@@ -206,6 +228,7 @@ def _drop_device(kernel: Kernel, name: str) -> None:
     ports = {port for port, link in kernel.links.items() if link.master == name}
     kernel.links.pop(name, None)
     kernel.addrs -= {addr for addr in kernel.addrs if addr.dev == name}
+    kernel.routes -= {route for route in kernel.routes if route.dev == name}
     kernel.fdb = {
         key: target
         for key, target in kernel.fdb.items()

@@ -19,8 +19,8 @@ OVERLAY_BRIDGE = BRIDGE = "mo"
 HOST = BRIDGE + "x"
 """One beginning for every bridge of ours and the host's own device beside it, so that one pair of rules in somebody
 else's chain names all that packets are routed to and from."""
-VXLAN, VETH, PEER, GUEST = "mv", "mh", "mp", "mu"
-PREFIXES = (HOST, BRIDGE, VXLAN, VETH, PEER, GUEST)
+VXLAN, VETH, PEER, GUEST, SHIM = "mv", "mh", "mp", "mu", "ms"
+PREFIXES = (HOST, BRIDGE, VXLAN, VETH, PEER, GUEST, SHIM)
 NEXTHOP_SLOTS = 1 << 23
 GROUP_OFFSET = NEXTHOP_SLOTS
 """A host's group id is its nexthop id plus this: base + [0, 2**23) are nexthops, the next 2**23 groups."""
@@ -54,6 +54,12 @@ def peer(endpoint: EndpointId) -> str:
 def host(network: NetworkId) -> str:
     """Name the device by which the host itself is on an overlay network (--host-access)."""
     return HOST + network.hex()[:NAME_HEX]
+
+
+def shim(network: NetworkId) -> str:
+    """Name the device by which the host itself is on a macvlan network (--host-access). Not like a bridge: what is
+    routed by it is the LAN's, and no other firewall need let it through."""
+    return SHIM + network.hex()[:NAME_HEX]
 
 
 def guest(endpoint: EndpointId) -> str:

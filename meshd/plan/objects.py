@@ -49,7 +49,8 @@ class Link(msgspec.Struct, frozen=True):
     this namespace, both ours: it is made like any other device. The kernel is not asked for the peer's name.
 
     A ``macvlan`` or ``ipvlan`` is a local endpoint's only device and lives in the container's namespace, whose
-    business its settings are: just that it exists is said and compared (``guest``).
+    business its settings are: just that it exists is said and compared (``guest``). One whose ``parent`` is named is
+    the host's own (--host-access) and made like any other device; ``mode`` as ip-link(8) calls it.
 
     ``narrow``: answers ARP for the device's own addresses alone, and takes answers that come another way (arp_ignore
     1, arp_announce 2, rp_filter 2); where it is not wanted, it is not compared. ``localnet``: packets from 127.0.0.0/8
@@ -68,6 +69,8 @@ class Link(msgspec.Struct, frozen=True):
     peer: str | None = None
     narrow: bool = False
     localnet: bool = False
+    parent: str | None = None
+    mode: str | None = None
 
 
 def guest(name: str, kind: LinkKind, alias: str) -> Link:
@@ -78,15 +81,23 @@ def guest(name: str, kind: LinkKind, alias: str) -> Link:
 def made_by_attach(link: Link) -> bool:
     """Tell whether only an endpoint's attach can make the device: a missing one is a finding, not something to
     create."""
-    return link.kind in ATTACHED_KINDS and not link.peer
+    return link.kind in ATTACHED_KINDS and not link.peer and not link.parent
 
 
 class Addr(msgspec.Struct, frozen=True, order=True, gc=False):
-    """An address on one of our bridges, or on the host's own device on an overlay. ``ip`` packed, ``prefix`` bits."""
+    """An address on one of our bridges, or on the host's own device on a network. ``ip`` packed, ``prefix`` bits."""
 
     dev: str
     ip: bytes
     prefix: int
+
+
+class Route(msgspec.Struct, frozen=True, order=True, gc=False):
+    """The way to one address (``ip``, packed) by a device of the host's own; packets are from ``source`` (packed)."""
+
+    dev: str
+    ip: bytes
+    source: bytes
 
 
 class Nexthop(msgspec.Struct, frozen=True, gc=False):
@@ -161,6 +172,7 @@ class Kernel(msgspec.Struct):
     firewall: str = ""  # the text of our tables with empty sets, as rendered; "" when absent
     elements: dict[Element, bytes] = {}
     gates: dict[Gate, GateState] = {}  # others' chains: what is wanted of them follows from what they are
+    routes: set[Route] = set()
 
 
 class Finding(msgspec.Struct, frozen=True):

@@ -6,7 +6,7 @@ Every Put is create-or-replace (NLM_F_CREATE|NLM_F_REPLACE): doing it twice is d
 import msgspec
 
 from meshd.plan.elements import Element
-from meshd.plan.objects import Addr, FdbKey, FdbTarget, Gate, Link, NeighKey, Nexthop
+from meshd.plan.objects import Addr, FdbKey, FdbTarget, Gate, Link, NeighKey, Nexthop, Route
 
 
 class PutLink(msgspec.Struct, frozen=True):
@@ -45,6 +45,18 @@ class DelAddr(msgspec.Struct, frozen=True):
     """Delete the address."""
 
     addr: Addr
+
+
+class PutRoute(msgspec.Struct, frozen=True):
+    """Add the route."""
+
+    route: Route
+
+
+class DelRoute(msgspec.Struct, frozen=True):
+    """Delete the route."""
+
+    route: Route
 
 
 class PutNexthop(msgspec.Struct, frozen=True):
@@ -121,6 +133,6 @@ class LeaveGate(msgspec.Struct, frozen=True):
 
 
 Op = (
-    PutLink | RenameLink | RemakeLink | DelLink | PutAddr | DelAddr | PutNexthop | DelNexthop
+    PutLink | RenameLink | RemakeLink | DelLink | PutAddr | DelAddr | PutRoute | DelRoute | PutNexthop | DelNexthop
     | PutFdb | DelFdb | PutNeigh | DelNeigh | SetFirewall | PutElement | DelElement | OpenGate | LeaveGate
 )  # fmt: skip

@@ -33,6 +33,7 @@ from meshd.plan.ops import (
     DelLink,
     DelNeigh,
     DelNexthop,
+    DelRoute,
     LeaveGate,
     Op,
     PutLink,
@@ -42,7 +43,7 @@ from meshd.plan.ops import (
 from meshd.plan.part import Part, add_remotes, has_rival, remote_rows, remove_remote
 from meshd.plan.view import View
 
-_DELETIONS = (DelAddr, DelElement, DelFdb, DelLink, DelNeigh, DelNexthop, LeaveGate)
+_DELETIONS = (DelAddr, DelElement, DelFdb, DelLink, DelNeigh, DelNexthop, DelRoute, LeaveGate)
 
 
 class Shadow:
@@ -328,11 +329,14 @@ def _locally_gone(before: Kernel, after: Kernel) -> Kernel:
         return Kernel(
             links=before.links,
             addrs=before.addrs,
+            routes=before.routes,
             fdb=before.fdb,
             neigh=before.neigh,
             elements=before.elements,
         )
     return Kernel(
+        routes=before.routes - after.routes,
+        addrs={addr for addr in before.addrs if addr.dev.startswith(names.SHIM) and addr not in after.addrs},
         elements={key: data for key, data in before.elements.items() if key not in after.elements},
         links={
             name: link

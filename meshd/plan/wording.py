@@ -2,7 +2,7 @@
 
 from meshd.model import text_ip, text_mac
 from meshd.plan import elements
-from meshd.plan.objects import Addr, FdbKey, FdbTarget, Gate, NeighKey, Nexthop
+from meshd.plan.objects import Addr, FdbKey, FdbTarget, Gate, NeighKey, Nexthop, Route
 from meshd.plan.ops import (
     DelAddr,
     DelElement,
@@ -10,6 +10,7 @@ from meshd.plan.ops import (
     DelLink,
     DelNeigh,
     DelNexthop,
+    DelRoute,
     LeaveGate,
     Op,
     OpenGate,
@@ -19,6 +20,7 @@ from meshd.plan.ops import (
     PutLink,
     PutNeigh,
     PutNexthop,
+    PutRoute,
     RemakeLink,
     RenameLink,
     SetFirewall,
@@ -40,6 +42,11 @@ def link(name: str) -> Named:
 def addr(value: Addr) -> Named:
     """Name an address."""
     return "addr", f"{text_ip(value.ip)}/{value.prefix} dev {value.dev}"
+
+
+def route(value: Route) -> Named:
+    """Name a route."""
+    return "route", f"{text_ip(value.ip)} dev {value.dev} src {text_ip(value.source)}"
 
 
 def nexthop(id_: int) -> Named:
@@ -95,6 +102,8 @@ def of(op: Op) -> Named:
             return link(op.name)
         case PutAddr() | DelAddr():
             return addr(op.addr)
+        case PutRoute() | DelRoute():
+            return route(op.route)
         case PutNexthop():
             return nexthop(op.nexthop.id)
         case DelNexthop():

@@ -260,6 +260,8 @@ async def _make_at(
             ifname=request.ifname,
             host_if=names.guest(endpoint_id) if where else names.veth(endpoint_id),
             peer_if=names.guest(endpoint_id) if where else names.peer(endpoint_id),
+            parent=where.parent.name if where else "",
+            parent_index=where.parent.index if where else 0,
         )
         await hostaccess.keep(cluster, network)
         await _plug_in(cluster, network, endpoint_id, endpoint, attachment, where)

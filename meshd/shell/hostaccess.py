@@ -1,5 +1,6 @@
-"""The host as an endpoint of an overlay that was made with --host-access: an address and a MAC of its own, from the
-same deeds as everybody's, on a device of its own (plan/desired.py).
+"""The host as an endpoint of a network that was made with --host-access: an address and a MAC of its own, from the
+same deeds as everybody's, on a device of its own (plan/desired.py). On an overlay that is a veth pair, on a macvlan
+network a macvlan beside its endpoints', since the kernel lets the parent itself not reach them.
 
 Decides when there is one: as long as this host has another endpoint on the network. That is level-triggered, like
 the kernel: whoever attached or detached asks for it, and the daemon's housekeeping in case one of them was cut short.
@@ -11,9 +12,10 @@ import msgspec
 
 from meshd.model import HOST_NETNS, Attachment, Endpoint, EndpointId, Item, Kind, Version
 from meshd.plan import names
-from meshd.shell import networks, space
+from meshd.shell import lan, networks, space
 from meshd.shell.detach import item_of, release
 from meshd.shell.usecase import ClusterLike
+from meshd.state.lan import LAN_DRIVERS
 from meshd.state.layout import Layout
 
 _UNFIT = re.compile(r"[^A-Za-z0-9_.-]")
@@ -32,7 +34,10 @@ async def keep(cluster: ClusterLike, network: Item) -> None:
             await _make(cluster, network)
         elif mine is not None and not others:
             await release(cluster, [mine])
-        elif mine is not None and cluster.endpoints[mine].ifname != names.host(network.id):
+            if networks.facts(network).driver in LAN_DRIVERS:
+                await cluster.reconciler.settled()
+                await lan.sweep(cluster)
+        elif mine is not None and cluster.endpoints[mine].ifname != _device(network):
             await _call_anew(cluster, network, mine)
 
 
@@ -45,7 +50,7 @@ async def keep_all(cluster: ClusterLike) -> None:
 async def _call_anew(cluster: ClusterLike, network: Item, id_: EndpointId) -> None:
     """Write down the name that its device has now; an earlier version of this program called it otherwise. The
     reconciler renames the device, with all that is on it."""
-    name = names.host(network.id)
+    name = _device(network)
     told, plugged = item_of(cluster, id_), cluster.store.get(Kind.ATTACHMENT, id_)
     if told is None or plugged is None:
         return
@@ -75,11 +80,28 @@ def _here(cluster: ClusterLike, network_id: bytes) -> tuple[EndpointId | None, b
     return mine, others
 
 
+def _device(network: Item) -> str:
+    """Name the host's device on a network."""
+    on_the_lan = networks.facts(network).driver in LAN_DRIVERS
+    return names.shim(network.id) if on_the_lan else names.host(network.id)
+
+
 async def _make(cluster: ClusterLike, network: Item) -> None:
     """Give this host an address and write it down; the reconciler makes the device."""
     id_ = networks.fresh_endpoint_id(cluster)
-    layout = Layout.of(network)
-    index = await space.reserve(cluster, network, layout, id_, None)
+    if networks.facts(network).driver not in LAN_DRIVERS:
+        index = await space.reserve(cluster, network, Layout.of(network), id_, None)
+        await _write(cluster, network, id_, index, names.veth(id_))
+        return
+    async with lan.place(cluster, network, None) as where:
+        index = await lan.claim(cluster, network, Layout.of(network), id_, None, where.parent)
+        await _write(cluster, network, id_, index, names.shim(network.id), where.parent.name)
+
+
+async def _write(
+    cluster: ClusterLike, network: Item, id_: EndpointId, index: int, host_if: str, parent: str = ""
+) -> None:
+    layout, name = Layout.of(network), _device(network)
     now = cluster.wall_ms()
     endpoint = Endpoint(
         network=network.id,
@@ -88,16 +110,17 @@ async def _make(cluster: ClusterLike, network: Item) -> None:
         index=index,
         ips=layout.ips(index),
         mac=names.endpoint_mac(id_),
-        ifname=names.host(network.id),
+        ifname=name,
         created_ms=now,
     )
     attachment = Attachment(
         boot_id=cluster.boot_id,
         netns_cookie=HOST_NETNS,
         netns_path="",
-        ifname=names.host(network.id),
-        host_if=names.veth(id_),
-        peer_if=names.host(network.id),
+        ifname=name,
+        host_if=host_if,
+        peer_if=name,
+        parent=parent,
     )
     version = Version(now, 0, cluster.me)
     told = Item(Kind.ENDPOINT, id_, version, endpoint, origin=cluster.me, seq=cluster.next_seq())

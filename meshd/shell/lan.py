@@ -55,8 +55,11 @@ async def place(cluster: ClusterLike, network: Item, wanted_mac: str | None) -> 
     told = tuple(parents.warnings(parent, facts.driver))
     for line in told:
         log.warning("parent", network=facts.name, warning=line)
+    apart = (
+        () if facts.host_access else (f"{facts.name}: this host and the endpoint do not reach each other",)
+    )
     try:
-        yield Place(parent, None if own else parent.mac, told)
+        yield Place(parent, None if own else parent.mac, (*told, *apart))
     finally:
         with trio.CancelScope(shield=True):
             cluster.desk.parents[parent.name] -= 1
@@ -96,15 +99,18 @@ async def _read(cluster: ClusterLike, name: str | None) -> Parent:
 
 async def _users(cluster: ClusterLike, parent: str) -> dict[bytes, Network]:
     """Return the networks that have endpoints of this host on a parent."""
-    mine = cluster.endpoints.networks_of(cluster.me)
-    using = {n for n in mine if any(e in cluster.attachments for e in cluster.endpoints.at(n, cluster.me))}
+    using: dict[tuple[bytes, str], Network] = {}
+    for network_id in cluster.endpoints.networks_of(cluster.me):
+        other = cluster.networks.get(network_id)
+        if other is not None and other.driver in LAN_DRIVERS:
+            for id_ in cluster.endpoints.at(network_id, cluster.me):
+                attachment = cluster.attachments.get(id_)
+                if attachment is not None:
+                    using[network_id, attachment.parent] = other
     found: dict[bytes, Network] = {}
     default: str | None = None
-    for network_id in using:
-        other = cluster.networks.get(network_id)
-        if other is None or other.driver not in LAN_DRIVERS:
-            continue
-        name = parent_of(other)
+    for (network_id, noted), other in using.items():
+        name = noted or parent_of(other)  # an earlier version did not note it
         if name is None:
             if default is None:
                 try:

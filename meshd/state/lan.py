@@ -19,6 +19,10 @@ LAN_DRIVERS = tuple(MODES)
 OWN_MAC_MODES = ("bridge", "private", "vepa")
 """Modes in which an endpoint has a MAC of its own; in the others its device has its parent's."""
 
+SHIM_MODES = ("bridge", "vepa")
+"""Modes of macvlan in which a device of the host's own reaches the endpoints on the same parent: by the kernel, or by a
+switch that sends frames back. In private none is to, and passthru is for one device alone."""
+
 ROUTED_MODES = ("l3", "l3s")
 """Modes without ARP: the default route names the device alone."""
 

@@ -18,7 +18,7 @@ from meshd.config import (
 from meshd.errors import BadRequest, Conflict
 from meshd.model import HostFacts, HostId, Item, Kind, Network, NetworkId
 from meshd.state.encap import plan_mtu, plan_vni
-from meshd.state.lan import LAN_DRIVERS, article, plan_options
+from meshd.state.lan import LAN_DRIVERS, MODES, SHIM_MODES, article, plan_options
 from meshd.state.layout import QUOTED_MAX_CHARS, Prefix
 from meshd.state.pools import Taken, default_v4, default_v6, prefix_taken
 from meshd.state.subnets import Wanted, check_free, lay_out, parse_subnets
@@ -54,7 +54,7 @@ has addresses must have one in the network's subnet. ``isolate-ports``: whether 
 WHY_NOT_ASKED = {
     "host access": (
         "its host reaches its endpoints anyway",
-        "the kernel keeps a host and its own endpoints apart",
+        "the kernel keeps a host and its own endpoints apart, but on macvlan in mode bridge or vepa",
     ),
     "broadcast": ("its frames for all reach all anyway", "the LAN carries what it carries"),
 }
@@ -216,8 +216,9 @@ def _check_driver(driver: str) -> None:
 
 
 def _check_flags(request: NetworkRequest) -> None:
-    if request.driver != "overlay" and (request.host_access or request.broadcast):
-        asked = "host access" if request.host_access else "broadcast"
+    shim = request.driver == "macvlan" and (request.mode or MODES["macvlan"][0]) in SHIM_MODES
+    if request.driver != "overlay" and ((request.host_access and not shim) or request.broadcast):
+        asked = "host access" if request.host_access and not shim else "broadcast"
         why = WHY_NOT_ASKED[asked][request.driver in LAN_DRIVERS]
         raise BadRequest(
             f"{asked} is nothing to ask of {article(request.driver)} network: {why}", "leave it out"

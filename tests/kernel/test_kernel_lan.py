@@ -12,9 +12,9 @@ from meshd.kernel import conflict
 from meshd.kernel.lan import Guest
 from meshd.kernel.namespace import Namespace
 from meshd.plan import names
-from meshd.plan.diff import diff
-from meshd.plan.objects import Kernel, guest
-from meshd.plan.ops import DelLink, RenameLink
+from meshd.plan.diff import diff, findings
+from meshd.plan.objects import Addr, Dump, Kernel, Link, Route, guest
+from meshd.plan.ops import DelLink, DelRoute, PutAddr, PutLink, PutRoute, RemakeLink, RenameLink
 
 MARK, NETWORK = "0badcafe", bytes(range(16))
 ENDPOINTS = [bytes([0xE0 + n]) * 16 for n in range(3)]
@@ -265,3 +265,82 @@ def test_a_refused_device_leaves_nothing(host):
 def test_states_that_count_as_answered_are_those_that_follow_an_answer():
     incomplete, failed = 0x01, 0x20
     assert not conflict.NUD_ANSWERED & (incomplete | failed)
+
+
+# --- the host's own device ---------------------------------------------------------------------------------------
+SHIM = names.shim(NETWORK)
+
+
+def with_shim(*reached, parent="eth0", mode="bridge"):
+    """What is wanted where the host is 192.0.2.50 and 2001:db8::50 on the network, and has the ways ``reached``."""
+    link = Link(
+        SHIM, "macvlan", names.alias(MARK, NETWORK), 1500, mac=mac(2), narrow=True, parent=parent, mode=mode
+    )
+    own = {len(ip): ip for ip in packed("192.0.2.50", "2001:db8::50")}
+    addrs = {Addr(SHIM, ip, 8 * len(ip)) for ip in own.values()}
+    return Kernel(
+        links={SHIM: link}, addrs=addrs, routes={Route(SHIM, ip, own[len(ip)]) for ip in packed(*reached)}
+    )
+
+
+def held(host):
+    ours = host.kernel.dump(MARK).ours
+    return Kernel(links=ours.links, addrs=ours.addrs, routes=ours.routes)
+
+
+def brought_to(host, want):
+    """Carry out what is missing; return it, and what is still missing then."""
+    todo = diff(want, held(host), deletions=True)
+    assert host.kernel.apply(todo) == []
+    return todo, diff(want, held(host), deletions=True)
+
+
+def test_the_hosts_own_device_its_addresses_and_routes_are_made_seen_and_put_right(host):
+    want = with_shim("192.0.2.60", "2001:db8::60")
+    todo, left = brought_to(host, want)
+    assert [type(op) for op in todo] == [PutLink, PutAddr, PutAddr, PutRoute, PutRoute]
+    assert left == []
+    shown = host.ns.json("ip", "-j", "-d", "link", "show", "dev", SHIM)[0]
+    assert (shown["link"], shown["linkinfo"]["info_data"]["mode"], shown["address"]) == (
+        "eth0",
+        "bridge",
+        mac(2).hex(":"),
+    )
+    (route,) = host.ns.json("ip", "-j", "route", "get", "192.0.2.60")
+    assert (route["dev"], route["prefsrc"]) == (SHIM, "192.0.2.50")
+    host.ns.run("ip", "route", "del", "192.0.2.60", "dev", SHIM)
+    host.ns.run("ip", "-6", "route", "del", "2001:db8::60", "dev", SHIM)
+    (what,) = {finding.object for finding in findings(want, Dump(held(host)))["missing"]}
+    assert what == "route"
+    assert {type(op) for op in brought_to(host, want)[0]} == {PutRoute}
+    todo, left = brought_to(host, with_shim("192.0.2.61"))
+    assert [type(op) for op in todo] == [PutRoute, DelRoute, DelRoute]
+    assert left == []
+    host.ns.run("ip", "route", "add", "192.0.2.77", "dev", SHIM)
+    (foreign,) = host.kernel.dump(MARK).foreign
+    assert (foreign.object, foreign.what) == ("route", f"192.0.2.77/32 dev {SHIM}")
+    todo, left = brought_to(host, Kernel())
+    assert (todo, left) == ([DelLink(SHIM)], [])
+
+
+def test_a_shim_goes_with_its_parent_and_is_made_again_when_that_is_back(host):
+    want = with_shim("192.0.2.60")
+    brought_to(host, want)
+    host.ns.run("ip", "link", "del", "eth0")
+    assert held(host) == Kernel()
+    refused = host.kernel.apply(diff(want, Kernel(), deletions=True))
+    told = next(error for op, error in refused if isinstance(op, PutLink))
+    assert told.what == "its parent eth0 is not on this host; made again once it is back"
+    host.ns.run("ip", "link", "add", "eth0", "type", "veth", "peer", "name", "eth9")
+    host.ns.run("ip", "link", "set", "eth0", "up")
+    assert brought_to(host, want)[1] == []
+
+
+def test_a_shim_on_another_parent_or_in_another_mode_is_made_anew(host):
+    brought_to(host, with_shim())
+    host.ns.run("ip", "link", "add", "eth1", "type", "veth", "peer", "name", "eth9")
+    host.ns.run("ip", "link", "set", "eth1", "up")
+    for want in (with_shim(parent="eth1"), with_shim(parent="eth1", mode="vepa")):
+        todo, left = brought_to(host, want)
+        assert [type(op) for op in todo] == [RemakeLink, PutAddr, PutAddr]
+        assert left == []

@@ -24,6 +24,7 @@ from meshd.plan.objects import (
     NeighKey,
     Nexthop,
     Port,
+    Route,
     Vxlan,
 )
 from tests.fake_kernel import FakeKernel
@@ -245,6 +246,11 @@ def kernels(draw, right=False):
         )
         if draw(st.booleans()):
             kernel.links[veth] = Link(veth, "veth", net, mtu, master=draw(masters), port=Port())
+        if draw(st.booleans()):
+            shim, parents = f"ms{net}", st.just("eth0") if right else st.sampled_from(["eth0", "eth1"])
+            kernel.links[shim] = Link(shim, "macvlan", net, mtu, parent=draw(parents), mode="bridge")
+            kernel.addrs.add(Addr(shim, IPS[0], 32))
+            kernel.routes |= {Route(shim, ip, IPS[0]) for ip in draw(st.sets(st.sampled_from(IPS)))}
         kernel.addrs |= {Addr(bridge, ip, 24) for ip in draw(st.sets(st.sampled_from(IPS)))}
         for key_mac in draw(st.sets(st.sampled_from(MACS))):
             plain = FdbTarget(dst=draw(st.sampled_from(IPS)))
@@ -270,6 +276,7 @@ def without_missing_veths(want, have):
         want.firewall,
         want.elements,
         want.gates,
+        want.routes,
     )
 
 
@@ -298,6 +305,7 @@ def test_without_deletions_all_that_is_wanted_is_there_and_nothing_else_was_touc
     assert fake.state.gates == want.gates
     assert fake.state.links.keys() == have.links.keys() | reachable.links.keys()
     assert fake.state.addrs >= reachable.addrs
+    assert fake.state.routes >= reachable.routes
     assert diff(want, fake.state, deletions=False) == []
 
 

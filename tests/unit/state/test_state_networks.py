@@ -246,7 +246,7 @@ def test_a_network_that_is_the_lan_may_have_the_subnet_that_hosts_route_and_says
 @pytest.mark.parametrize(
     ("driver", "flag", "words"),
     [("bridge", "host_access", "of a bridge network: its host reaches its endpoints anyway"),
-     ("macvlan", "host_access", "of a macvlan network: the kernel keeps a host and its own endpoints apart"),
+     ("ipvlan", "host_access", "of an ipvlan network: the kernel keeps a host and its own endpoints apart"),
      ("ipvlan", "broadcast", "of an ipvlan network: the LAN carries what it carries")],
 )  # fmt: skip
 def test_what_only_an_overlay_can_have_is_refused_elsewhere_with_the_reason(driver, flag, words):
