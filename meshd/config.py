@@ -206,6 +206,15 @@ LAN_PROBE_WAIT_S = (
 )
 LAN_PROBE_POLL_S = 0.02  # how often the answer is looked for
 LAN_STRANGERS_MAX = 8  # addresses that somebody else has which one attach passes over
+BRIDGE_CONFIRM_S = 60.0  # a card that became a bridge's port goes back after this, unless confirmed
+BRIDGE_CONFIRM_MIN_S = 1.0
+BRIDGE_CONFIRM_MAX_S = 3600.0  # longer than anybody waits at a console that does not answer
+BRIDGE_DEADLINE_STEP_S = 10.0  # the deadline counts a machine's sleep, our clock does not: look this often
+BRIDGE_REVERT_RETRY_S = 1.0  # going back is tried until it works
+BRIDGE_V6_SETTLE_S = 0.2  # a v6 address works once a work queue of the kernel has run: 1-2 ms here
+BRIDGE_V6_SETTLE_STEP_S = 0.001
+BRIDGE_KEEP_BACKOFF_S = 1.0  # a port that has to be put right again rests for this, doubling
+BRIDGE_KEEP_BACKOFF_MAX_S = 60.0  # a program that fights over it costs one move a minute
 LEAVE_LINGER_S = 1.0  # a leaving daemon stays this long so that its good-bye spreads
 
 STATUS_S = 5.0  # how often the service manager's one line of status is written anew, where it changed

@@ -11,7 +11,7 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from random import Random
 
@@ -51,7 +51,19 @@ from meshd.model import (
 )
 from meshd.node import Node
 from meshd.plan import names
-from meshd.shell import attach, disk, hostaccess, identity, limits, netupdate, networks, space
+from meshd.plan.ops import Op
+from meshd.shell import (
+    attach,
+    bridgeports,
+    disk,
+    hostaccess,
+    identity,
+    limits,
+    netupdate,
+    networks,
+    space,
+)
+from meshd.shell.bridgekeep import Keeper
 from meshd.shell.cluster import Cluster, cluster_id
 from meshd.shell.gossip import Gossip, bind, keep_junk_out
 from meshd.shell.journal import DiskWriter, Journal
@@ -124,10 +136,20 @@ async def _run(settings: Settings, source: Path) -> bool:
         cluster.streams = Streams(cluster.gossip, lambda peer: _channel(node, facts.session, peer), listener)
         watch = stack.enter_context(namespace.watch())
         own = OwnAddress(cluster, address, lambda found: host_facts(cluster, found, name))
+        keeper = Keeper(cluster)
+
+        def others() -> None:
+            own.changed()
+            keeper.changed()
+
+        def repaired(ops: Sequence[Op]) -> None:
+            cluster.repaired(ops)
+            keeper.changed()  # a bridge made anew lacks its ports
+
         cluster.reconciler = Reconciler(
             namespace, watch, cluster.view,
-            deletions_allowed=lambda: node.in_sync(cluster.now()), on_repair=cluster.repaired,
-            on_fight=cluster.fought_over, on_others=own.changed, loop=watchdog.loop("netlink"),
+            deletions_allowed=lambda: node.in_sync(cluster.now()), on_repair=repaired,
+            on_fight=cluster.fought_over, on_others=others, loop=watchdog.loop("netlink"),
         )  # fmt: skip
         use_cases(cluster)
         cluster.reload = lambda: reload(cluster, source, _seeds)
@@ -143,7 +165,7 @@ async def _run(settings: Settings, source: Path) -> bool:
                 "cloned-image", "the state on this disk was another machine's: this host has a new identity"
             )
         facts_now = host_facts(cluster, underlay, name)
-        await _serve(cluster, writer, own, facts_now, run_dir, source, passed, watchdog)
+        await _serve(cluster, writer, own, keeper, facts_now, run_dir, source, passed, watchdog)
         return cluster.left.is_set()
     raise AssertionError("unreachable: an error is raised, never swallowed")
 
@@ -175,6 +197,7 @@ async def _serve(
     cluster: Cluster,
     writer: DiskWriter,
     own: OwnAddress,
+    keeper: Keeper,
     facts: HostFacts,
     run_dir: Path,
     source: Path,
@@ -191,6 +214,7 @@ async def _serve(
         cluster.gossip.underlay(facts.underlay_mtu)
         await _ensure_bridge(cluster)
         await attach.release_other_boots(cluster)
+        await bridgeports.recover(cluster)
         api = await server.open_api(cluster, run_dir, passed.take("api"), watchdog.loop("api"))
         await nursery.start(api.serve)
         for unserved in passed.close():
@@ -198,6 +222,7 @@ async def _serve(
         notify("STATUS=reading and adopting what the kernel holds")
         await cluster.reconciler.start()
         nursery.start_soon(cluster.reconciler.run)
+        nursery.start_soon(keeper.run)
         cluster.forwarding = await cluster.reconciler.in_kernel_thread(cluster.kernel.forwarding)
         nursery.start_soon(own.run)
         nursery.start_soon(_keep_house, cluster)
@@ -214,6 +239,7 @@ async def _serve(
         nursery.start_soon(keep_told, cluster)
         await _until_stopped(cluster)
         notify("STOPPING=1")
+        await bridgeports.stop(cluster)
         await api.stop()
         with trio.move_on_after(LEAVE_LINGER_S):
             await writer.flush()

@@ -97,6 +97,7 @@ class Kind(enum.IntEnum):
     LOCAL_NETWORK = 32  # a `bridge` network: exists on this host only
     LOCAL_ENDPOINT = 33  # an endpoint on one
     ATTACHMENT = 34  # id: endpoint id; which namespace and link a local endpoint has
+    LOCAL_BRIDGE = 35  # a bridge that an operator made for the LAN, and its ports
 
 
 FIRST_LOCAL_KIND = Kind.LOCAL_NETWORK
@@ -258,10 +259,39 @@ class Attachment(msgspec.Struct, frozen=True, array_like=True, gc=False):
     parent_index: U32 = 0
 
 
+class BridgePort(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """A network card that is a port of an operator's bridge.
+
+    ``boot_id``, ``index``, ``bridge_index``: the boot and the ifindexes that ``carried`` and ``before`` speak of: what the card had, and
+    what the bridge had, before the card joined, as netlink messages (kernel/carried.py). ``deadline_ms``: without
+    confirmation the card leaves again then, milliseconds of CLOCK_BOOTTIME; 0 once confirmed.
+    """
+
+    name: Annotated[str, msgspec.Meta(min_length=1, max_length=15)]
+    mac: Annotated[bytes, msgspec.Meta(min_length=6, max_length=6)]
+    boot_id: Short
+    index: U32
+    bridge_index: U32 = 0
+    deadline_ms: U64 = 0
+    moved_ms: U64 = 0  # CLOCK_BOOTTIME: lifetimes in ``carried`` count from then
+    carried: bytes = b""
+    before: bytes = b""
+
+
+class Bridge(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """A bridge that an operator made, for containers and machines that are to be on the LAN itself. Never leaves
+    this host. ``mac``: what it has now, its first port's or its own."""
+
+    name: Annotated[str, msgspec.Meta(min_length=1, max_length=15)]
+    mac: Annotated[bytes, msgspec.Meta(min_length=6, max_length=6)]
+    created_ms: U64 = 0
+    ports: Annotated[tuple[BridgePort, ...], msgspec.Meta(max_length=64)] = ()
+
+
 HOST_NETNS = 0
 """``Attachment.netns_cookie`` of an endpoint that is the host itself: no namespace has this cookie."""
 
-Body = MemberFacts | HostFacts | Network | Endpoint | Released | Removed | Deed | Attachment | None
+Body = MemberFacts | HostFacts | Network | Endpoint | Released | Removed | Deed | Attachment | Bridge | None
 
 LIVE_BODY: dict[int, type] = {
     Kind.MEMBER: MemberFacts,
@@ -272,6 +302,7 @@ LIVE_BODY: dict[int, type] = {
     Kind.LOCAL_NETWORK: Network,
     Kind.LOCAL_ENDPOINT: Endpoint,
     Kind.ATTACHMENT: Attachment,
+    Kind.LOCAL_BRIDGE: Bridge,
 }
 """Body type of a live item, by kind."""
 
@@ -281,7 +312,8 @@ DEAD_BODY: dict[int, type] = {
     Kind.LOCAL_NETWORK: Removed,
     Kind.LOCAL_ENDPOINT: Released,
 }
-"""Body type of a dead item, by kind; a kind that is not here (bar ATTACHMENT, without body) is never dead."""
+"""Body type of a dead item, by kind; a kind that is not here (bar ATTACHMENT, without body) is never dead: LOCAL_BRIDGE
+is forgotten at once."""
 
 
 class Item(msgspec.Struct, frozen=True, gc=False):

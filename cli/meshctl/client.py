@@ -62,9 +62,9 @@ class Client:
         """PATCH with a JSON body and return the JSON document."""
         return self.ask("PATCH", target(segments, {}), body)[1]
 
-    def delete(self, *segments: str) -> Any:
+    def delete(self, *segments: str, **query: str) -> Any:
         """DELETE /v1/SEGMENTS and return the JSON document."""
-        return self.ask("DELETE", target(segments, {}))[1]
+        return self.ask("DELETE", target(segments, query))[1]
 
     def ask(self, method: str, where: str, body: Mapping[str, Any] | None = None) -> tuple[int, Any]:
         """Return status and document. Raises Failed where the daemon refuses, Unreachable where it is silent."""

@@ -25,6 +25,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "detach": ("meshctl.attach:detach", "Take an endpoint away again."),
     "run": ("meshctl.run:run", "Run a command in a fresh namespace on a network."),
     "endpoint": ("meshctl.endpoint:endpoint", "List and inspect endpoints."),
+    "bridge": ("meshctl.bridge:bridge", "Bridges that are the LAN itself, and their ports."),
     "diff": ("meshctl.cluster:diff", "Compare desired against kernel state."),
     "events": ("meshctl.cluster:events", "What happened lately; --follow for what happens."),
     "metrics": ("meshctl.cluster:metrics", "The daemon's counters, in Prometheus' text format."),

@@ -13,6 +13,8 @@ MAC_ADDRESS = re.compile(r"[0-9a-fA-F]{2}(:[0-9a-fA-F]{2}){5}")
 PUBLISH = re.compile(
     r"((\[[0-9a-fA-F:.]+\]|[0-9.]+):)?[0-9]{1,5}(-[0-9]{1,5})?:[0-9]{1,5}(-[0-9]{1,5})?(/(tcp|udp|sctp))?"
 )
+LENGTH_OF_TIME = re.compile(r"([0-9]{1,6}(?:\.[0-9]{1,3})?)([smh]?)")
+UNITS_S = {"s": 1, "m": 60, "h": 3600}
 ON_THE_LAN = ("macvlan", "ipvlan")
 DRIVERS = ("overlay", "bridge", *ON_THE_LAN)
 
@@ -20,8 +22,9 @@ DRIVERS = ("overlay", "bridge", *ON_THE_LAN)
 if TYPE_CHECKING:  # a generic class only since click 8.4
     _Text = click.ParamType[str]
     _Pair = click.ParamType[tuple[str, str]]
+    _Number = click.ParamType[float]
 else:
-    _Text = _Pair = click.ParamType
+    _Text = _Pair = _Number = click.ParamType
 
 
 def text(
@@ -127,6 +130,19 @@ class Ifname(_Text):
         return str(value)
 
 
+class Duration(_Number):
+    """A time: 60s, 5m, 1h, or seconds as a bare number; returned in seconds."""
+
+    name = "duration"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        """Return seconds; wrong usage where it is no time."""
+        found = LENGTH_OF_TIME.fullmatch(str(value))
+        if not found:
+            self.fail(f"{value!r} is not a time, e.g. 60s, 5m or 1h", param, ctx)
+        return float(found[1]) * UNITS_S[found[2] or "s"]
+
+
 class Publish(_Text):
     """``[IP:]HOSTPORT:PORT[/PROTO]``, each port also a range. Whether the host has IP and the ports is the daemon's to
     say.
@@ -168,6 +184,7 @@ IP = Ip()
 CIDR = Cidr()
 MAC = Mac()
 IFNAME = Ifname()
+DURATION = Duration()
 KEY_VALUE = KeyValue()
 PUBLICATION = Publish()
 PORT = click.IntRange(1, 65535)

@@ -38,10 +38,11 @@ def report(error: BaseException) -> int:
 
 
 def say(what: str, hint: str = "") -> None:
-    """Write an error, and its hint where there is one, to standard error: one line each."""
+    """Write an error, and its hint where there is one, to standard error: one line each. Lines to be put in a file
+    are a hint each."""
     sys.stderr.write(f"error: {_one_line(what)}\n")
     if hint:
-        sys.stderr.write(f"hint: {_one_line(hint)}\n")
+        sys.stderr.writelines(f"hint: {escaped(line)}\n" for line in hint.split("\n"))
     sys.stderr.flush()
 
 

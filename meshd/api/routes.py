@@ -19,7 +19,7 @@ from meshd.api.exchange import NDJSON, Request, Response
 from meshd.api.peers import Access
 from meshd.errors import BadRequest, Forbidden, MeshdError, NotFound
 from meshd.model import text_id
-from meshd.shell import attach, netupdate, networks
+from meshd.shell import attach, bridgekeep, bridgeports, bridges, netupdate, networks
 from meshd.shell.events import Event, Subscription
 from meshd.shell.usecase import ClusterLike
 from meshd.state.networks import NetworkRequest
@@ -136,8 +136,43 @@ async def _detach(call: Call) -> Response:
     return _json(shapes.RemovedShape(await attach.detach(call.cluster, endpoint_id)))
 
 
+async def _bridges(call: Call) -> Response:
+    return _json([views.bridge(call.cluster, found) for found in await bridges.every(call.cluster)])
+
+
+async def _create_bridge(call: Call) -> Response:
+    found = await bridges.create(call.cluster, decode(call.request.body, bridges.BridgeRequest))
+    return _json(views.bridge(call.cluster, found), 201)
+
+
+async def _remove_bridge(call: Call) -> Response:
+    await bridges.remove(call.cluster, call.part)
+    return _json(shapes.RemovedShape(removed=True))
+
+
+async def _add_port(call: Call) -> Response:
+    added = await bridgeports.add(call.cluster, decode(call.request.body, bridgeports.PortRequest))
+    return _json(views.port_added(call.cluster, added), 201)
+
+
+async def _remove_port(call: Call) -> Response:
+    bridge = call.request.query.get("bridge")
+    if not bridge:
+        raise BadRequest("bridge: missing", "DELETE /v1/bridges/ports/INTERFACE?bridge=NAME")
+    await bridgeports.remove(call.cluster, bridge, call.part)
+    return _json(shapes.RemovedShape(removed=True))
+
+
+async def _confirm_port(call: Call) -> Response:
+    if call.request.body:
+        decode(call.request.body, shapes.EmptyShape)
+    return _json(views.bridge(call.cluster, await bridgeports.confirm(call.cluster)))
+
+
 async def _diff(call: Call) -> Response:
-    return _json(views.diff(await call.cluster.reconciler.diff()))
+    found = await call.cluster.reconciler.diff()
+    ports = await bridgekeep.findings(call.cluster)
+    return _json(views.diff({**found, "missing": [*found["missing"], *ports]}))
 
 
 async def _events(call: Call) -> Response:
@@ -212,6 +247,19 @@ ROUTES: tuple[Route, ...] = (
     Route("POST", "/v1/endpoints", _attach, needs_root=True, verb="attach"),
     Route("GET", "/v1/endpoints/{}", _endpoint, needs_root=False),
     Route("DELETE", "/v1/endpoints/{}", _detach, needs_root=True, verb="detach"),
+    Route("GET", "/v1/bridges", _bridges, needs_root=False),
+    Route("POST", "/v1/bridges", _create_bridge, needs_root=True, verb="bridge-create"),
+    Route("DELETE", "/v1/bridges/{}", _remove_bridge, needs_root=True, verb="bridge-remove"),
+    Route("POST", "/v1/bridges/ports", _add_port, needs_root=True, verb="bridge-port-add"),
+    Route("POST", "/v1/bridges/confirm", _confirm_port, needs_root=True, verb="bridge-confirm"),
+    Route(
+        "DELETE",
+        "/v1/bridges/ports/{}",
+        _remove_port,
+        needs_root=True,
+        verb="bridge-port-remove",
+        fields=("bridge",),
+    ),
     Route("GET", "/v1/diff", _diff, needs_root=False),
     Route("GET", "/v1/events", _events, needs_root=False, fields=("follow",)),
     Route("GET", "/v1/token", _token, needs_root=True, verb="token-read"),
@@ -285,6 +333,8 @@ class _Named(msgspec.Struct):
 
     name: Any = None
     network: Any = None
+    bridge: Any = None
+    interface: Any = None
     netns: Any = None
 
 
@@ -297,7 +347,9 @@ def object_of(request: Request, route: Route) -> str:
     except MeshdError:
         return ""
     path = said.netns.get("path") if isinstance(said.netns, dict) else None
-    words = [word for word in (said.network, said.name, path) if isinstance(word, str)]
+    words = [
+        word for word in (said.network, said.bridge, said.name, said.interface, path) if isinstance(word, str)
+    ]
     return " ".join(words)[:OBJECT_MAX_CHARS]
 
 

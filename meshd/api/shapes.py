@@ -142,6 +142,35 @@ class KeysShape(msgspec.Struct, frozen=True):
     primary: str
 
 
+class BridgePortShape(msgspec.Struct, frozen=True):
+    """``state``: "up"; "unconfirmed", and then it leaves the bridge again in ``seconds_left``; or "missing" while the
+    device is not there or no port."""
+
+    name: str
+    state: str
+    seconds_left: float | None
+
+
+class BridgeShape(msgspec.Struct, frozen=True):
+    """A line of ``bridge ls``. ``state``: "up", "down" or "missing"; ``others``: ports that meshd was not asked for,
+    such as virtual machines'. ``mtu``: bytes, its ports' smallest."""
+
+    name: str
+    id: str
+    state: str
+    mac: str
+    mtu: int
+    ports: list[BridgePortShape]
+    others: list[str]
+    created: float
+
+
+class BridgePortAdded(BridgeShape, frozen=True):
+    """The answer to POST /v1/bridges/ports. ``warnings``: what an operator should see to, a line each."""
+
+    warnings: list[str] = []
+
+
 class LoopShape(msgspec.Struct, frozen=True):
     """How late the daemon's loop woke: the last time, and at worst within a minute."""
 

@@ -14,6 +14,9 @@ from meshd import __version__
 from meshd.api.shapes import (
     AttachedShape,
     BlockShape,
+    BridgePortAdded,
+    BridgePortShape,
+    BridgeShape,
     ClusterShape,
     DiffShape,
     EndpointShape,
@@ -33,8 +36,10 @@ from meshd.api.shapes import (
 from meshd.config import LISTED_AT_ONCE
 from meshd.model import Endpoint, EndpointId, Item, Network, NetworkId, text_id, text_ip, text_mac
 from meshd.plan.objects import Finding
-from meshd.shell import networks
+from meshd.shell import bridges, networks
 from meshd.shell.attach import Attached, mtu_of
+from meshd.shell.bridgeports import Added
+from meshd.shell.bridges import Found
 from meshd.shell.usecase import ClusterLike
 from meshd.state.lan import LAN_DRIVERS, ROUTED_MODES, mode_of
 from meshd.state.layout import Layout
@@ -311,6 +316,31 @@ def _listed(slices: list[list[EndpointShape]]) -> bytes:
 
 def _order(shape: EndpointShape) -> tuple[str, str, str]:
     return shape.network, shape.name, shape.id
+
+
+def bridge(cluster: ClusterLike, found: Found) -> BridgeShape:
+    """Show a bridge that an operator made."""
+    card = found.card
+    return BridgeShape(
+        name=found.bridge.name,
+        id=text_id(found.id),
+        state="missing" if card.missing else "up" if card.up else "down",
+        mac=text_mac(card.mac or found.bridge.mac),
+        mtu=card.mtu,
+        ports=[
+            BridgePortShape(port.name, *bridges.port_state(cluster, found, port))
+            for port in found.bridge.ports
+        ],
+        others=list(found.others),
+        created=found.bridge.created_ms / 1000,
+    )
+
+
+def port_added(cluster: ClusterLike, added: Added) -> BridgePortAdded:
+    """Show a bridge with a new port."""
+    shown = bridge(cluster, added.found)
+    fields = {name: getattr(shown, name) for name in shown.__struct_fields__}
+    return BridgePortAdded(**fields, warnings=list(added.warnings))
 
 
 def diff(findings: dict[str, list[Finding]]) -> DiffShape:

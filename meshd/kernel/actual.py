@@ -36,7 +36,11 @@ def dump(
     """Read everything. ``mark``: names.cluster_mark; ``text``: the firewall that should be there, which lets
     a restarted daemon recognise its own (nft.py). Raises KernelError."""
     found = Dump(ours=Kernel())
-    devices = _links(link, mark, found)
+    devices = {
+        index: seen
+        for index, seen in _links(link, mark, found).items()
+        if not names.is_lan_bridge(seen.alias)  # what is on it is the host's own
+    }
     if guests is not None:
         # After our own namespace: what is being moved meanwhile is then seen in one of the two.
         for seen in guests.look(lambda seen: guest_name(seen, mark)):

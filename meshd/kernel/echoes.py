@@ -81,7 +81,8 @@ class Echoes:
             return False
         if state is not None and final is not None:
             mac, narrow = None if final.mac is None else state.mac, state.narrow and final.narrow
-            state = msgspec.structs.replace(state, mac=mac, narrow=narrow, peer=final.peer)
+            mtu = state.mtu if final.mtu else 0
+            state = msgspec.structs.replace(state, mac=mac, mtu=mtu, narrow=narrow, peer=final.peer)
         if state == final:
             self._devices.pop(name, None)
         return True

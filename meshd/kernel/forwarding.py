@@ -11,6 +11,7 @@ from meshd.kernel import addresses, frames, linkdump, netlink
 from meshd.kernel.links import marked
 from meshd.kernel.underlay import RTM_GETROUTE, RTM_NEWROUTE
 from meshd.plan.forwarding import Device, Forwarding
+from meshd.plan.names import is_lan_bridge
 
 RTM_GETNETCONF = 82
 NETCONFA_IFINDEX, NETCONFA_FORWARDING = 1, 2
@@ -34,7 +35,7 @@ def read_forwarding(link: netlink.Netlink) -> Forwarding:
     names = {
         seen.ifindex: seen.name
         for seen in linkdump.parse_all(link.dump(linkdump.dump_request()))
-        if not marked(seen) and seen.name != "lo"
+        if (not marked(seen) or is_lan_bridge(seen.alias)) and seen.name != "lo"
     }
     routed = _advertised(link)
     held = addresses.parse(link.dump(addresses.dump_request(socket.AF_INET6)))
@@ -45,7 +46,7 @@ def read_forwarding(link: netlink.Netlink) -> Forwarding:
     }
     devices = [
         Device(names[index], bool(forwarding), accept_ra, index in routed, index in expiring)
-        for index, (forwarding, accept_ra) in _devices(link).items()
+        for index, (forwarding, accept_ra) in device_settings(link).items()
         if index in names
     ]
     return Forwarding(v4, v6, tuple(sorted(devices, key=lambda device: device.name)))
@@ -61,7 +62,7 @@ def _all(link: netlink.Netlink, family: int) -> bool:
     return NETCONFA_FORWARDING in found and _INT.unpack(found[NETCONFA_FORWARDING])[0] > 0
 
 
-def _devices(link: netlink.Netlink) -> dict[int, tuple[int, int]]:
+def device_settings(link: netlink.Netlink) -> dict[int, tuple[int, int]]:
     """Map ifindex to (forwarding, accept_ra) of all devices that IPv6 runs on."""
     found: dict[int, tuple[int, int]] = {}
     body = _LINK.pack(socket.AF_INET6, 0, 0, 0, 0)

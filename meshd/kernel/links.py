@@ -227,6 +227,7 @@ def _is_right(link: Link, seen: Seen, master: int) -> bool:
         have = msgspec.structs.replace(
             have,
             mac=None if link.mac is None else have.mac,
+            mtu=have.mtu if link.mtu else 0,
             narrow=have.narrow and link.narrow,
             peer=link.peer,
             parent=link.parent,

@@ -110,7 +110,9 @@ def _new(link: Link, master: int, data: _Attrs, parent: int = 0) -> bytes:
     # A bridge whose MTU was never *changed* follows its ports' (net/bridge/br_if.c, br_mtu_auto_adjust);
     # one that is created a byte off and then set keeps ours.
     mtu = link.mtu - 1 if link.kind == "bridge" else link.mtu
-    attrs: _Attrs = [("IFLA_IFNAME", link.name), ("IFLA_MTU", mtu), ("IFLA_LINKINFO", {"attrs": info})]
+    attrs: _Attrs = [("IFLA_IFNAME", link.name), ("IFLA_LINKINFO", {"attrs": info})]
+    if link.mtu:
+        attrs.insert(1, ("IFLA_MTU", mtu))
     if link.mac is not None:
         attrs.append(("IFLA_ADDRESS", link.mac.hex(":")))
     if master:
@@ -123,7 +125,8 @@ def _new(link: Link, master: int, data: _Attrs, parent: int = 0) -> bytes:
 def _settle(link: Link, index: int, inet6: bool) -> list[bytes]:
     """Encode *settle* and *up*, for the device of that ifindex or, if 0, of that name."""
     name: _Attrs = [] if index else [("IFLA_IFNAME", link.name)]
-    attrs: _Attrs = [*name, ("IFLA_MTU", link.mtu), ("IFLA_IFALIAS", link.alias)]
+    mtu: _Attrs = [("IFLA_MTU", link.mtu)] if link.mtu else []
+    attrs: _Attrs = [*name, *mtu, ("IFLA_IFALIAS", link.alias)]
     if inet6:
         mode: _Attrs = [("IFLA_INET6_ADDR_GEN_MODE", ADDR_GEN_MODE_NONE)]
         attrs.append(("IFLA_AF_SPEC", {"attrs": [("AF_INET6", {"attrs": mode})]}))

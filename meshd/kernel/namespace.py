@@ -20,6 +20,7 @@ from meshd.kernel import (
     vxlans,
 )
 from meshd.kernel.apply import Applier, Failures
+from meshd.kernel.bridging import Bridging
 from meshd.kernel.echoes import Echoes
 from meshd.kernel.gates import Gates
 from meshd.kernel.guests import Guests
@@ -36,7 +37,7 @@ from meshd.plan.ops import Op
 
 class Namespace:
     """``port_id``: the netlink port that the kernel names in notifications of what we caused. ``lan``: devices on
-    the LAN itself."""
+    the LAN itself; ``bridging``: operators' bridges."""
 
     def __init__(self) -> None:
         try:
@@ -51,6 +52,7 @@ class Namespace:
         self._guests = Guests(self._netlink)
         self._links = Links(self._netlink, self._echoes, self._guests)
         self.lan = Lan(self._netlink, self._guests)
+        self.bridging = Bridging(self._netlink)
         self._firewall = Firewall(self._echoes)
         self._gates = Gates(self._echoes, self._firewall.generation)
         self._applier = Applier(self._netlink, self._links, self._firewall, self._gates, self._echoes)

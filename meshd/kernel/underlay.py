@@ -14,6 +14,7 @@ from meshd.config import MTU_DEFAULT
 from meshd.errors import ConfigError
 from meshd.kernel import addresses, frames, linkdump, netlink
 from meshd.kernel.links import marked
+from meshd.plan import names
 
 RTM_NEWROUTE, RTM_GETROUTE = 24, 26
 RTA_DST, RTA_OIF, RTA_PRIORITY, RTA_PREFSRC, RTA_MULTIPATH, RTA_TABLE = 1, 4, 6, 7, 9, 15
@@ -63,7 +64,7 @@ def read_underlay(link: netlink.Netlink, bind: str | None) -> Underlay:
         raise ConfigError(
             f"gossip.bind: no interface of this host has {bind}", "see `ip address` for those it has"
         )
-    ours = {index for index, seen in devices.items() if marked(seen)}
+    ours = {i for i, seen in devices.items() if marked(seen) and not names.is_lan_bridge(seen.alias)}
     loopback = {index for index, seen in devices.items() if seen.name == "lo"}
     prefixes = _own_prefixes([*routes[socket.AF_INET], *routes[socket.AF_INET6]], ours | loopback)
     mtu = holder.mtu

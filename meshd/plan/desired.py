@@ -16,6 +16,7 @@ import msgspec
 from meshd import config
 from meshd.model import HOST_NETNS, Endpoint, EndpointId, HostId, Network, NetworkId
 from meshd.plan import firewall, names
+from meshd.plan.bridges import lan_link
 from meshd.plan.elements import Elements
 from meshd.plan.objects import (
     GATE_ACCEPTS,
@@ -73,6 +74,7 @@ def desired_parts(view: View) -> dict[NetworkId, Part]:
     members: dict[NetworkId, list[EndpointId]] = {network: [] for network in view.networks}
     for id_, endpoint in view.endpoints.items():
         members.setdefault(endpoint.network, []).append(id_)
+    members.update((bridge, []) for bridge in view.bridges)
     return {network: network_part(view, network, ids, of) for network, of in members.items()}
 
 
@@ -173,8 +175,13 @@ def network_mtu(view: View, network: Network) -> int:
 def network_part(
     view: View, network_id: NetworkId, ids: Mapping[HostId, int], members: Iterable[EndpointId]
 ) -> Part:
-    """Work out one network's share. ``ids``: names.nexthop_ids; ``members``: its endpoints' ids, all hosts'."""
+    """Work out one network's share, or an operator's bridge. ``ids``: names.nexthop_ids; ``members``: its endpoints'
+    ids, all hosts'."""
     part = Part(network_id)
+    if network_id in view.bridges:
+        link = lan_link(view.cluster, network_id, view.bridges[network_id])
+        part.kernel.links[link.name] = link
+        return part
     network = view.networks.get(network_id)
     members = list(members)
     local = sorted(id_ for id_ in members if view.endpoints[id_].host == view.me)

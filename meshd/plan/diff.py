@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping
 import msgspec
 
 from meshd.model import text_ip, text_mac
-from meshd.plan import elements, kernels, wording
+from meshd.plan import elements, kernels, names, wording
 from meshd.plan.objects import GUEST_KINDS, Dump, FdbKey, Finding, Kernel, Link, made_by_attach
 from meshd.plan.ops import (
     DelAddr,
@@ -59,7 +59,9 @@ def link_differences(want: Link, have: Link) -> dict[str, str]:
     differences = {}
     for field in COMPARED_FIELDS:
         desired, found = getattr(want, field), getattr(have, field)
-        optional = (field in ("mac", "port") and desired is None) or (field == "narrow" and not desired)
+        optional = (field in ("mac", "port") and desired is None) or (
+            field in ("narrow", "mtu") and not desired
+        )
         if desired != found and not optional:
             differences[field] = _difference(field, found, desired)
     return differences
@@ -95,10 +97,24 @@ def diff(desired: Kernel, actual: Kernel, *, deletions: bool, gone: Kernel | Non
     ops += [RenameLink(old, new) for old, new in renamed.items()]
     ops += [*_links(desired, actual), *_additions(desired, actual, loss)]
     if deletions:
-        ops += _deletions(desired, actual, actual, loss)
+        ops += _deletions(desired, actual, _without_lan_bridges(actual, gone), loss)
     elif gone is not None:
         ops += _deletions(desired, actual, kernels.overlap(actual, gone), loss)
     return ops
+
+
+def _without_lan_bridges(actual: Kernel, gone: Kernel | None) -> Kernel:
+    """Leave an operator's bridge out of what is deleted for want of a record: the host's own addresses may be on it.
+    Only its removal here (``gone``) deletes one."""
+    kept = {
+        name
+        for name, link in actual.links.items()
+        if names.is_lan_bridge(link.alias) and (gone is None or name not in gone.links)
+    }
+    if not kept:
+        return actual
+    links = {name: link for name, link in actual.links.items() if name not in kept}
+    return msgspec.structs.replace(actual, links=links)
 
 
 def renames(desired: Kernel, actual: Kernel) -> dict[str, str]:

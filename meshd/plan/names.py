@@ -114,6 +114,25 @@ def guest_alias(mark: str, network: NetworkId, endpoint: EndpointId) -> str:
     return f"{alias(mark, network)}:{endpoint.hex()}"
 
 
+def lan_bridge_alias(mark: str, bridge: bytes) -> str:
+    """Return the IFLA_IFALIAS of a bridge that an operator made: it carries the host's own addresses, so that nothing
+    on it but itself is ours."""
+    return f"{alias(mark, bridge)}:{LAN_TAIL}"
+
+
+LAN_TAIL = "lan"
+
+
+def is_lan_bridge(text: str) -> bool:
+    """Tell whether an alias is that of a bridge that an operator made, of whichever cluster."""
+    return text.startswith(f"{MARK}:") and text.endswith(f":{LAN_TAIL}")
+
+
+def lan_bridge_mac(bridge: bytes) -> bytes:
+    """Return the 6-byte MAC that an operator's bridge has while it has no port. ``bridge``: its random id."""
+    return _local_mac(b"lan" + bridge)
+
+
 def alias_network(text: str, mark: str) -> NetworkId | None:
     """Return the network that an alias names, or None if it is not this cluster's mark."""
     head = f"{MARK}:{mark}:"

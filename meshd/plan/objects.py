@@ -52,6 +52,8 @@ class Link(msgspec.Struct, frozen=True):
     business its settings are: just that it exists is said and compared (``guest``). One whose ``parent`` is named is
     the host's own (--host-access) and made like any other device; ``mode`` as ip-link(8) calls it.
 
+    ``mtu`` 0 is not compared: an operator's bridge has its ports' smallest, as the kernel sees to.
+
     ``narrow``: answers ARP for the device's own addresses alone, and takes answers that come another way (arp_ignore
     1, arp_announce 2, rp_filter 2); where it is not wanted, it is not compared. ``localnet``: packets from 127.0.0.0/8
     may be routed to it (route_localnet), which a port published on the loopback address needs.

@@ -9,7 +9,7 @@ from typing import TypeVar
 
 import msgspec
 
-from meshd.model import Attachment, Endpoint, EndpointId, HostFacts, HostId, Network, NetworkId
+from meshd.model import Attachment, Bridge, Endpoint, EndpointId, HostFacts, HostId, Network, NetworkId
 
 K = TypeVar("K")
 V = TypeVar("V")
@@ -23,6 +23,7 @@ class View(msgspec.Struct, frozen=True):
     ``aged``: hosts failed for so long that rows for them go.
     ``nhid``: the kernel has FDB nexthops (>= 5.8). ``vxlan_port``, ``gossip_port``: UDP (gossip: and TCP).
     ``source``: of a narrow view, the live one that it is a part of.
+    ``bridges``: those that an operator made, by id.
     ``open_forward``: our accepts may go where somebody else's forward chain drops.
     """
 
@@ -38,6 +39,7 @@ class View(msgspec.Struct, frozen=True):
     aged: frozenset[HostId] = frozenset()
     source: "View | None" = None
     open_forward: bool = True
+    bridges: Mapping[bytes, Bridge] = {}
 
     def frozen(self) -> "View":
         """Return the same with copies of the mappings, to be read on another thread while these go on changing:
@@ -49,6 +51,7 @@ class View(msgspec.Struct, frozen=True):
             endpoints=_copy(self.endpoints),
             hosts=_copy(self.hosts),
             attachments=_copy(self.attachments),
+            bridges=_copy(self.bridges),
         )
 
     def narrow(self, endpoints: Iterable[EndpointId]) -> "View":
@@ -61,6 +64,7 @@ class View(msgspec.Struct, frozen=True):
             endpoints={id_: self.endpoints[id_] for id_ in some if id_ in self.endpoints},
             hosts=_copy(self.hosts),
             attachments={id_: self.attachments[id_] for id_ in some if id_ in self.attachments},
+            bridges=_copy(self.bridges),
             source=self,
         )
 

@@ -24,6 +24,7 @@ from meshd.model import (
     NO_PARENT,
     Address,
     Attachment,
+    Bridge,
     Deed,
     Endpoint,
     EndpointId,
@@ -129,6 +130,7 @@ class Cluster:
         self.endpoints = Roster()
         self.hosts: dict[HostId, HostFacts] = {}
         self.attachments: dict[EndpointId, Attachment] = {}
+        self.bridges: dict[bytes, Bridge] = {}
         self._stopped: dict[str, str] = {}  # why no address may be given: the alarm's kind, its text
         self.aged: frozenset[HostId] = frozenset()
         self._failed_since: dict[HostId, float] = {}
@@ -268,6 +270,7 @@ class Cluster:
             gossip_port=self._gossip_port,
             aged=self.aged,
             open_forward=self.settings.firewall.open_forward,
+            bridges=self.bridges,
         )
 
     def use(self, settings: Settings) -> None:
@@ -554,6 +557,9 @@ class Cluster:
                     self.background(self.endpoint_gone, before.network)
             case Kind.ATTACHMENT:
                 _set(self.attachments, item_id, body if isinstance(body, Attachment) else None)
+            case Kind.LOCAL_BRIDGE:
+                _set(self.bridges, item_id, body if isinstance(body, Bridge) else None)
+                self._dirty(item_id)
 
     def _relaid(self, network_id: NetworkId) -> None:
         """Look again at what subnets a network has: a deed that opens one has come, or what it waited for."""

@@ -34,6 +34,8 @@ class Desk:
         """Of endpoints that are being made: shell/publish.py."""
         self.planning = trio.Lock()
         """Held from planning a network to its commit: two networks must not be planned onto one name or prefix."""
+        self.bridging = trio.Lock()
+        """Held while an operator's bridges or their ports are changed."""
         self.lan = trio.Lock()
         """Held while a parent is looked at and its devices are made or deleted."""
         self.parents: Counter[str] = Counter()

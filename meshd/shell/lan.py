@@ -97,6 +97,11 @@ async def _read(cluster: ClusterLike, name: str | None) -> Parent:
     return await cluster.reconciler.in_kernel_thread(cluster.kernel.lan.parent, name)
 
 
+async def users(cluster: ClusterLike, parent: str) -> list[str]:
+    """Name the networks that have endpoints of this host on a parent. Raises KernelError."""
+    return sorted(network.name for network in (await _users(cluster, parent)).values())
+
+
 async def _users(cluster: ClusterLike, parent: str) -> dict[bytes, Network]:
     """Return the networks that have endpoints of this host on a parent."""
     using: dict[tuple[bytes, str], Network] = {}

@@ -187,15 +187,23 @@ class Reconciler:
                 self._overran = True
                 self._on_others()
                 self._ask_compare(max(now, self._started + DUMP_AGAIN_S))
-            elif (
-                _concerns_us(event) and not self._overran
-            ):  # else a comparison is coming, and not before its time
+                continue
+            others = event.what in ("link", "address") and not names.is_ours(event.name)
+            if others:
+                self._on_others()
+            if (
+                _concerns_us(event) or (others and self._is_lan_bridge(event))
+            ) and not self._overran:  # else a comparison is coming, and not before its time
                 if self._quiet_by == math.inf:
                     self._quiet_by = now + DUMP_AGAIN_S
                 self._compare_at = math.inf
                 self._ask_compare(min(now + EVENT_SETTLE_S, self._quiet_by))
-            elif event.what in ("link", "address") and not names.is_ours(event.name):
-                self._on_others()
+
+    def _is_lan_bridge(self, event: KernelEvent) -> bool:
+        """Tell whether the event is about the device of a bridge that an operator made, of whatever name."""
+        if event.what != "link":
+            return False
+        return any(bridge.name == event.name for bridge in self._view().bridges.values())
 
     def _ask_compare(self, when: float) -> None:
         """Ask for a full comparison, leaving the kernel and this process time between two of them: at 100,000
@@ -234,7 +242,9 @@ class Reconciler:
         view = self._view().frozen() if whole else self._view().narrow(set().union(*endpoints.values()))
 
         def work() -> None:
-            networks = dirty | view.networks.keys() | self._shadow.networks() if everything else dirty
+            networks = dirty
+            if everything:
+                networks = dirty | view.networks.keys() | view.bridges.keys() | self._shadow.networks()
             self._carry_out(self._shadow.change(view, networks, endpoints, deletions=deletions))
             self._publish()
 

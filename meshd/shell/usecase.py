@@ -16,6 +16,7 @@ from meshd.kernel.vxlans import ForeignVxlan
 from meshd.model import (
     Address,
     Attachment,
+    Bridge,
     EndpointId,
     HostFacts,
     HostId,
@@ -25,6 +26,7 @@ from meshd.model import (
     NetworkId,
 )
 from meshd.node.pathmtu import Path
+from meshd.plan.bridges import Belongings, Card, Move
 from meshd.plan.objects import Finding, Link
 from meshd.plan.ops import Op
 from meshd.plan.parents import Parent
@@ -77,12 +79,37 @@ class LanLike(Protocol):
         ...
 
 
+class BridgingLike(Protocol):
+    """kernel/bridging.py, as far as use cases go. All calls block."""
+
+    def card(self, name: str) -> Card:
+        """Read a device. Raises KernelError."""
+        ...
+
+    def belongings(self, index: int) -> Belongings:
+        """Read what the host has on a device. Raises KernelError."""
+        ...
+
+    def join(self, move: Move) -> None:
+        """Make a card a port, and move what is on it. Raises KernelError with everything as it was."""
+        ...
+
+    def leave(self, move: Move) -> list[KernelError]:
+        """Take a card out again; return what the kernel refused, all else being done. Raises KernelError."""
+        ...
+
+
 class KernelLike(Protocol):
     """kernel/namespace.py, as far as use cases go. Its calls block: they are made in a worker thread."""
 
     @property
     def lan(self) -> LanLike:
         """Devices on the LAN itself."""
+        ...
+
+    @property
+    def bridging(self) -> BridgingLike:
+        """Operators' bridges and their ports."""
         ...
 
     def create_veth(self, link: Link, peer: str, peer_mac: bytes, peer_mtu: int) -> None:
@@ -245,6 +272,11 @@ class ClusterLike(Protocol):
         ...
 
     @property
+    def bridges(self) -> Mapping[bytes, Bridge]:
+        """The bridges that an operator made on this host, by id."""
+        ...
+
+    @property
     def events(self) -> EventBus:
         """What happened, for watchers."""
         ...
@@ -330,6 +362,14 @@ class ClusterLike(Protocol):
 
     def background(self, job: Callable[..., Awaitable[object]], *args: object) -> None:
         """Run something that nobody waits for until the daemon stops; its errors are logged."""
+        ...
+
+    def alarm(self, kind: str, text: str) -> None:
+        """Show an operator something until ``calm``; the same one once."""
+        ...
+
+    def calm(self, kind: str) -> None:
+        """Take an alarm back: it is true no more."""
         ...
 
     def health(self) -> list[str]:

@@ -8,6 +8,7 @@ and not cut off, at once).
 import hashlib
 from contextlib import contextmanager
 
+import msgspec
 import trio
 
 from meshd.config import Settings
@@ -17,6 +18,7 @@ from meshd.model import (
     FIRST_LOCAL_KIND,
     Address,
     Attachment,
+    Bridge,
     Endpoint,
     HostFacts,
     Item,
@@ -26,6 +28,7 @@ from meshd.model import (
     Rank,
     Version,
 )
+from meshd.plan.bridges import Belongings, Card
 from meshd.plan.view import View
 from meshd.shell.desk import Desk
 from meshd.shell.events import EventBus
@@ -42,8 +45,49 @@ from meshd.swim.members import Member
 BOOT = "11111111-2222-3333-4444-555555555555"
 
 
+class FakeBridging:
+    """Devices by name, what the host has on each, and which moves were asked for."""
+
+    def __init__(self):
+        self.cards = {}
+        self.on = {}
+        self.moves = []
+        self.refuse = None
+        self.kept_back = []
+
+    def card(self, name):
+        return self.cards.get(name, Card(name, missing=True))
+
+    def belongings(self, index):
+        return self.on.get(index, Belongings())
+
+    def join(self, move):
+        self.moves.append(("join", move))
+        if self.refuse:
+            raise self.refuse
+        self._master(move, move.bridge)
+
+    def leave(self, move):
+        self.moves.append(("leave", move))
+        if self.refuse:
+            raise self.refuse
+        self._master(move, "")
+        return self.kept_back
+
+    def _master(self, move, master):
+        card = self.cards[move.card]
+        self.cards[move.card] = msgspec.structs.replace(
+            card, master=master, master_kind="bridge" if master else ""
+        )
+        if move.bridge in self.cards:
+            bridge = self.cards[move.bridge]
+            ports = tuple(name for name, one in self.cards.items() if one.master == move.bridge)
+            self.cards[move.bridge] = msgspec.structs.replace(bridge, ports=ports, mac=move.mac)
+
+
 class FakeKernel:
     def __init__(self, being_made):
+        self.bridging = FakeBridging()
         self.being_made = being_made
         self.links = {}
         self.fail_create = None
@@ -159,6 +203,7 @@ class FakeCluster:
         self.usage = Usage()
         self.networks, self.hosts, self.attachments = {}, {}, {}
         self.endpoints = Roster()
+        self.bridges, self.alarms = {}, {}
         self.events = EventBus(lambda: 1234.5)
         self.desk = Desk()
         self.reconciler = FakeReconciler()
@@ -220,6 +265,7 @@ class FakeCluster:
         for key in forget:
             self.store.drop(key)
             self.attachments.pop(key.id, None)
+            self.bridges.pop(key.id, None)
         for item in items:
             self.take(item)
             if item.kind < FIRST_LOCAL_KIND:
@@ -230,7 +276,10 @@ class FakeCluster:
         for change in self.store.merge(item):
             body = item.body
             self.usage.observe(item, self.now())
-            views = {Network: self.networks, Endpoint: self.endpoints, Attachment: self.attachments}
+            views = {
+                Network: self.networks, Endpoint: self.endpoints, Attachment: self.attachments,
+                Bridge: self.bridges,
+            }  # fmt: skip
             if item.kind == Kind.DEED:
                 self.deeds.add(item)
                 held = self.store.get(Kind.NETWORK, body.network)
@@ -281,6 +330,12 @@ class FakeCluster:
     def background(self, job, *args):
         if self.world.nursery is not None:
             self.world.nursery.start_soon(job, *args)
+
+    def alarm(self, kind, text):
+        self.alarms[kind] = text
+
+    def calm(self, kind):
+        self.alarms.pop(kind, None)
 
     def health(self):
         return []

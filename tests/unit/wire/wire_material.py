@@ -97,12 +97,15 @@ def _item(kind: int, dead: bool) -> st.SearchStrategy[Item]:
     return st.builds(Item, st.just(int(kind)), IDS, VERSIONS, body, st.just(dead), IDS, U64)
 
 
-LOCAL_KINDS = (Kind.LOCAL_NETWORK, Kind.LOCAL_ENDPOINT, Kind.ATTACHMENT)
+LOCAL_KINDS = (Kind.LOCAL_NETWORK, Kind.LOCAL_ENDPOINT, Kind.ATTACHMENT, Kind.LOCAL_BRIDGE)
+NEVER_DEAD = (Kind.LOCAL_BRIDGE,)
 GOSSIPED_ITEMS = st.one_of(
     [_item(kind, False) for kind in LIVE_BODY if kind not in LOCAL_KINDS]
     + [_item(kind, True) for kind in DEAD_BODY if kind not in LOCAL_KINDS]
 )
-LOCAL_ITEMS = st.one_of([_item(kind, dead) for kind in LOCAL_KINDS for dead in (False, True)])
+LOCAL_ITEMS = st.one_of(
+    [_item(kind, dead) for kind in LOCAL_KINDS for dead in (False, True) if not (dead and kind in NEVER_DEAD)]
+)
 
 _SPECIAL = {
     News: st.builds(News, st.lists(GOSSIPED_ITEMS, max_size=3).map(tuple)),
