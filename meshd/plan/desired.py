@@ -15,7 +15,7 @@ import msgspec
 
 from meshd import config
 from meshd.model import HOST_NETNS, Endpoint, EndpointId, HostId, Network, NetworkId
-from meshd.plan import firewall, names
+from meshd.plan import firewall, kernels, names
 from meshd.plan.bridges import lan_link
 from meshd.plan.elements import Elements
 from meshd.plan.objects import (
@@ -196,13 +196,14 @@ def network_part(
     if overlay and view.me not in view.hosts:
         return _unknown(network_id, WHY_ME_UNKNOWN)
     part.broadcast = overlay and network.broadcast
-    here = [view.attachments[id_] for id_ in local if id_ in view.attachments]
-    _devices(part.kernel, view, network_id, network, host=any(a.netns_cookie == HOST_NETNS for a in here))
     for id_ in local:
         add_local(part, id_, view.endpoints[id_])
-        _host_end(part.kernel, view, id_, view.endpoints[id_], network)
-    if any(view.endpoints[id_].published for id_ in local if id_ in view.attachments):
-        _open_loopback(part.kernel, (bridge_name(network_id, network), names.host(network_id)))
+        part.ends[id_] = host_end(view, id_, view.endpoints[id_], network)
+    part.devices = devices(view, network_id, network, part.local)
+    for share in (part.devices, *part.ends.values()):
+        kernels.join(part.kernel, share)
+    if part.devices.links[bridge_name(network_id, network)].localnet:
+        _open_loopback(part.kernel, (names.host(network_id),))
     if overlay:
         away = [id_ for id_ in members if id_ not in part.local]
         add_remotes(part, view, ((id_, view.endpoints[id_]) for id_ in away), ids)
@@ -258,19 +259,22 @@ def _shim(
     )
 
 
-def _devices(
-    kernel: Kernel, view: View, network_id: NetworkId, network: Network, *, host: bool = False
-) -> None:
-    """Bridge, its gateway addresses and, for an overlay, the VXLAN device.
+def devices(
+    view: View, network_id: NetworkId, network: Network, local: Mapping[EndpointId, Endpoint]
+) -> Kernel:
+    """Return bridge, its gateway addresses and, for an overlay, the VXLAN device. ``local``: its endpoints here.
 
-    ``host``: the host is an endpoint itself. Then its device has the subnets' routes, so that the host speaks for
+    Where the host is an endpoint itself its device has the subnets' routes, so that the host speaks for
     itself; the gateway's addresses are just there, and are nobody's source (they are every host's, so that an answer
     would go to another one).
     """
+    kernel, there = Kernel(), [id_ for id_ in local if id_ in view.attachments]
+    host = any(view.attachments[id_].netns_cookie == HOST_NETNS for id_ in there)
+    published = any(local[id_].published for id_ in there)
     alias, mtu = names.alias(view.cluster, network_id), network_mtu(view, network)
     bridge = bridge_name(network_id, network)
     mac = names.gateway_mac(network_id)
-    kernel.links[bridge] = Link(bridge, "bridge", alias, mtu, mac=mac, narrow=host)
+    kernel.links[bridge] = Link(bridge, "bridge", alias, mtu, mac=mac, narrow=host, localnet=published)
     also = (names.host(network_id),) if host else ()
     kernel.elements.update(firewall.network_elements(bridge, network, also))
     for subnet in network.subnets:
@@ -293,13 +297,14 @@ def _devices(
             port=VXLAN_PORT_FOR_ALL if network.broadcast else VXLAN_PORT,
             vxlan=Vxlan(network.vni, view.hosts[view.me].vtep, view.vxlan_port),
         )
+    return kernel
 
 
-def _host_end(kernel: Kernel, view: View, id_: EndpointId, endpoint: Endpoint, network: Network) -> None:
-    """Host end of the veth pair and its static row, without which a third container sees the frames."""
-    attachment = view.attachments.get(id_)
+def host_end(view: View, id_: EndpointId, endpoint: Endpoint, network: Network) -> Kernel:
+    """Return the host end of the veth pair and its static row, without which a third container sees the frames."""
+    kernel, attachment = Kernel(), view.attachments.get(id_)
     if attachment is None:
-        return  # attached by an earlier boot and about to be released: there is no link to speak of
+        return kernel  # attached by an earlier boot and about to be released: there is no link to speak of
     alias, mtu = names.alias(view.cluster, endpoint.network), network_mtu(view, network)
     is_host, far = attachment.netns_cookie == HOST_NETNS, names.host(endpoint.network)
     kernel.links[attachment.host_if] = Link(
@@ -327,6 +332,7 @@ def _host_end(kernel: Kernel, view: View, id_: EndpointId, endpoint: Endpoint, n
     )
     if endpoint.published:
         kernel.elements.update(firewall.published_elements(endpoint))
+    return kernel
 
 
 def _open_loopback(kernel: Kernel, devices: Iterable[str]) -> None:

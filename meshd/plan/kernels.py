@@ -1,6 +1,6 @@
 """Arithmetic on Kernel values: union, overlap, what one op does. Decides nothing about what is wanted."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 
 import msgspec
 
@@ -162,10 +162,10 @@ def carry_out(kernel: Kernel, op: Op) -> None:
         case RenameLink():
             rename(kernel, {op.old: op.new})
         case RemakeLink():
-            _drop_device(kernel, op.link.name)
+            drop_devices(kernel, {op.link.name})
             kernel.links[op.link.name] = op.link
         case DelLink():
-            _drop_device(kernel, op.name)
+            drop_devices(kernel, {op.name})
         case PutAddr():
             kernel.addrs.add(op.addr)
         case DelAddr():
@@ -223,15 +223,16 @@ def let_go(kernel: Kernel) -> None:
             rows.popitem()
 
 
-def _drop_device(kernel: Kernel, name: str) -> None:
-    """A device takes all that is on it along; a bridge also the rows of its ports."""
-    ports = {port for port, link in kernel.links.items() if link.master == name}
-    kernel.links.pop(name, None)
-    kernel.addrs -= {addr for addr in kernel.addrs if addr.dev == name}
-    kernel.routes -= {route for route in kernel.routes if route.dev == name}
+def drop_devices(kernel: Kernel, gone: Set[str]) -> None:
+    """A device takes all that is on it along; a bridge also the rows of its ports. Costs a walk over all rows."""
+    ports = {port for port, link in kernel.links.items() if link.master in gone}
+    for name in gone:
+        kernel.links.pop(name, None)
+    kernel.addrs -= {addr for addr in kernel.addrs if addr.dev in gone}
+    kernel.routes -= {route for route in kernel.routes if route.dev in gone}
     kernel.fdb = {
         key: target
         for key, target in kernel.fdb.items()
-        if key.dev != name and not (key.where == "master" and key.dev in ports)
+        if key.dev not in gone and not (key.where == "master" and key.dev in ports)
     }
-    kernel.neigh = {key: mac for key, mac in kernel.neigh.items() if key.dev != name}
+    kernel.neigh = {key: mac for key, mac in kernel.neigh.items() if key.dev not in gone}

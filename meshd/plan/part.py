@@ -30,6 +30,7 @@ class Part(msgspec.Struct):
 
     ``omitted``: who should be reachable and has no rows, by endpoint id (or the network's), and why; ``disputed``:
     those of them whose address or MAC is another's.
+    ``devices``: of ``kernel`` what is the network's own; ``ends``: what is each local endpoint's.
     ``unknown``: a local endpoint is there but not what it takes to say what belongs to it: what the kernel holds
     for the network is to be left alone. ``claims``: MACs and packed addresses (their lengths differ), and whose
     they are. ``local``: this host's endpoints. ``remote``: those that have rows; ``users``: how many of those
@@ -42,7 +43,9 @@ class Part(msgspec.Struct):
     disputed: set[EndpointId] = set()
     unknown: bool = False
     claims: dict[bytes, EndpointId] = {}
-    local: set[EndpointId] = set()
+    devices: Kernel = msgspec.field(default_factory=Kernel)
+    ends: dict[EndpointId, Kernel] = {}
+    local: dict[EndpointId, Endpoint] = {}
     remote: dict[EndpointId, Endpoint] = {}
     users: dict[HostId, int] = {}
     broadcast: bool = False
@@ -56,9 +59,17 @@ class Part(msgspec.Struct):
 
 def add_local(part: Part, id_: EndpointId, endpoint: Endpoint) -> None:
     """Record what a local endpoint claims: it wins over any remote one, since links are not taken down."""
-    part.local.add(id_)
+    part.local[id_] = endpoint
     for claim in (endpoint.mac, *endpoint.ips):
         part.claims.setdefault(claim, id_)
+
+
+def remove_local(part: Part, id_: EndpointId) -> None:
+    """Take back what a local endpoint claims."""
+    endpoint = part.local.pop(id_)
+    for claim in (endpoint.mac, *endpoint.ips):
+        if part.claims.get(claim) == id_:
+            del part.claims[claim]
 
 
 def add_remotes(

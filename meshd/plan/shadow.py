@@ -11,12 +11,14 @@ or older state after a restart deletes nothing. All else that is not wanted wait
 from collections.abc import Iterable, Mapping, Set
 
 from meshd.errors import KernelError
-from meshd.model import HOST_NETNS, EndpointId, HostFacts, HostId, NetworkId
+from meshd.model import HOST_NETNS, Attachment, Endpoint, EndpointId, HostFacts, HostId, NetworkId
 from meshd.plan import kernels, names, wording
 from meshd.plan.desired import (
     desired_parts,
+    devices,
     firewall_text,
     gates,
+    host_end,
     member_elements,
     members_of_each,
     merged,
@@ -25,7 +27,16 @@ from meshd.plan.desired import (
 from meshd.plan.diff import diff, findings
 from meshd.plan.elements import Elements
 from meshd.plan.fight import Fights
-from meshd.plan.objects import ATTACHED_KINDS, GUEST_KINDS, Dump, Finding, Kernel, Link, made_by_attach
+from meshd.plan.objects import (
+    ATTACHED_KINDS,
+    GUEST_KINDS,
+    Dump,
+    FdbKey,
+    Finding,
+    Kernel,
+    Link,
+    made_by_attach,
+)
 from meshd.plan.ops import (
     DelAddr,
     DelElement,
@@ -36,11 +47,12 @@ from meshd.plan.ops import (
     DelRoute,
     LeaveGate,
     Op,
+    PutFdb,
     PutLink,
     RenameLink,
     SetFirewall,
 )
-from meshd.plan.part import Part, add_remotes, has_rival, remote_rows, remove_remote
+from meshd.plan.part import Part, add_local, add_remotes, has_rival, remote_rows, remove_local, remove_remote
 from meshd.plan.view import View
 
 _DELETIONS = (DelAddr, DelElement, DelFdb, DelLink, DelNeigh, DelNexthop, DelRoute, LeaveGate)
@@ -61,8 +73,11 @@ class Shadow:
         self._unwanted = Kernel()  # is there, as far as is known
         self._want: dict[NetworkId, Part] = {}
         self._gone = Kernel()
+        self._of_port: dict[str, set[FdbKey]] = {}  # of ``have``: rows on endpoints' devices
+        self._plugged: dict[EndpointId, Attachment] = {}
         self._ids: dict[HostId, int] = {}
         self._members: Elements = {}
+        self._text = ""  # what the firewall's tables should have been set from
         self._hosts: dict[HostId, HostFacts] = {}
 
     def compare(self, view: View, found: Kernel, now: float, *, deletions: bool) -> tuple[list[Op], list[Op]]:
@@ -76,9 +91,10 @@ class Shadow:
         self._ids, self._hosts = names.nexthop_ids(view.hosts), dict(view.hosts)
         whole = merged(view, self._want)
         whole.gates = gates(view, whole.firewall, found.gates)
-        self._members = member_elements(view) if whole.firewall else {}
+        self._text, self._members = whole.firewall, member_elements(view) if whole.firewall else {}
         before, self.have, self.failed = self.have, found, {}
         self._note_vanished(view, whole, now)
+        self._of_port, self._plugged = _by_port(found), dict(view.attachments)
         self._gone = kernels.overlap(self._gone, found)
         self._unwanted = kernels.beyond(found, whole)
         self.withheld = not deletions and kernels.size(self._unwanted) > 0
@@ -109,11 +125,11 @@ class Shadow:
 
         Remote endpoints alone cost their own rows, whatever there is besides: ``view`` may be narrow, and the
         firewall, which depends on networks, local endpoints and hosts, is not looked at."""
-        wanted, touched = Kernel(), Kernel()
+        wanted, touched, whole = Kernel(), Kernel(), set(networks)
         for network_id, some in endpoints.items():
             for id_ in some & view.attachments.keys():
-                self._attached(network_id, id_, view.attachments[id_].host_if)
-        whole = set(networks)
+                if self._attached(network_id, id_, view.attachments[id_]):
+                    whole.add(network_id)
         new_hosts = view.hosts != self._hosts
         if new_hosts:
             self._hosts = dict(view.hosts)
@@ -148,7 +164,8 @@ class Shadow:
     def _firewall(self, view: View, wanted: Kernel, actual: Kernel) -> None:
         """Fill in what of the firewall no network's share says. Where the tables have to be made anew, that takes all
         their elements."""
-        wanted.firewall, actual.firewall = firewall_text(view, self._want), self.have.firewall
+        self._text = wanted.firewall = firewall_text(view, self._want)
+        actual.firewall = self.have.firewall
         wanted.gates = gates(view, wanted.firewall, self.have.gates)
         actual.gates = dict(self.have.gates)
         before, self._members = self._members, member_elements(view) if wanted.firewall else {}
@@ -164,12 +181,18 @@ class Shadow:
 
     def done(self, todo: Iterable[Op], refused: Iterable[tuple[Op, KernelError]]) -> None:
         """Take in what became of ops, in their order."""
-        failures = dict(refused)
+        failures, gone = dict(refused), set[str]()
         for op in todo:
             error = failures.get(op)
-            if error is None:
+            if error is None and isinstance(op, DelLink):
+                gone.add(op.name)
+            elif error is None:
                 kernels.carry_out(self.have, op)
-                if isinstance(op, RenameLink):
+                if isinstance(op, PutFdb):
+                    if op.target.local:
+                        self._of_port.setdefault(op.key.dev, set()).add(op.key)
+                elif isinstance(op, RenameLink):
+                    self._of_port = _by_port(self.have)
                     self.vanished = {
                         id_: at
                         for id_, at in self.vanished.items()
@@ -183,6 +206,26 @@ class Shadow:
                 self.failed[op] = error
                 if isinstance(op, PutLink) and op.link.kind in ATTACHED_KINDS:
                     self.have.links.pop(op.link.name, None)  # it was presumed
+        self._deleted(gone)
+
+    def _deleted(self, gone: Set[str]) -> None:
+        """Take devices, and what was on them, for gone. Endpoints' come and go one by one, so theirs cost no walk."""
+        for name in gone:
+            link = self.have.links.get(name)
+            if link is not None and link.kind not in ATTACHED_KINDS:
+                kernels.drop_devices(self.have, gone)
+                kernels.drop_devices(self._unwanted, gone)
+                self._of_port = _by_port(self.have)
+                return
+        for kernel in (self.have, self._unwanted) if gone else ():
+            kernel.addrs -= {addr for addr in kernel.addrs if addr.dev in gone}
+            kernel.routes -= {route for route in kernel.routes if route.dev in gone}
+        for name in gone:
+            for kernel in (self.have, self._unwanted):
+                kernel.links.pop(name, None)
+                for key in self._of_port.get(name, ()):
+                    kernel.fdb.pop(key, None)
+            self._of_port.pop(name, None)
 
     def networks(self) -> set[NetworkId]:
         """Return the networks of which anything is wanted."""
@@ -229,8 +272,8 @@ class Shadow:
         touched: Kernel,
     ) -> bool:
         """Work out just these endpoints' rows. False if that does not suffice and the network has to be worked
-        out as a whole, to which what was done so far is no harm."""
-        part = self._want.get(network_id)
+        out as a whole: then nothing is added to ``wanted``, for which of them gets rows may turn out otherwise."""
+        part, rows = self._want.get(network_id), Kernel()
         if part is None and not any(_is_local(view, id_) for id_ in endpoints):
             return True  # not programmed here, and a remote endpoint changes nothing about that
         if part is None or part.unknown or not part.local:
@@ -241,33 +284,86 @@ class Shadow:
             view.networks[network_id].driver in GUEST_KINDS
         ):  # remote endpoints are on the LAN: no row leads there
             return not any(id_ in part.local or _is_local(view, id_) for id_ in endpoints)
+        local: dict[EndpointId, Endpoint | None] = {}
         for id_ in endpoints:
             endpoint = view.endpoints.get(id_)
             if endpoint is not None and endpoint.network != network_id:
                 endpoint = None
-            if id_ in part.local or _is_local(view, id_) or has_rival(part, id_, endpoint):
+            if has_rival(part, id_, endpoint):
                 return False
+            here = endpoint is not None and endpoint.host == view.me
+            if here or id_ in part.local:
+                local[id_] = endpoint if here else None
             kernels.join(touched, remove_remote(part, id_))
-            if endpoint is not None:
+            if endpoint is not None and not here:
                 add_remotes(part, view, [(id_, endpoint)], self._ids)
-                kernels.join(wanted, remote_rows(part, id_))
+                kernels.join(rows, remote_rows(part, id_))
+        if local and not self._change_local(view, part, local, rows, touched):
+            return False
+        kernels.join(wanted, rows)
         return True
 
-    def _attached(self, network_id: NetworkId, id_: EndpointId, link: str) -> None:
+    def _change_local(
+        self,
+        view: View,
+        part: Part,
+        endpoints: Mapping[EndpointId, Endpoint | None],
+        wanted: Kernel,
+        touched: Kernel,
+    ) -> bool:
+        """Work out what local endpoints that came, changed or went (None) have of their own, and the network's
+        devices, which may depend on them. False where more than that may change."""
+        if self.have.firewall != self._text or part.local.keys() <= {
+            e for e in endpoints if endpoints[e] is None
+        }:
+            return False
+        network, before, after = view.networks[part.id], Kernel(), Kernel()
+        kernels.join(before, part.devices)
+        for id_, endpoint in endpoints.items():
+            kernels.join(before, part.ends.pop(id_, Kernel()))
+            if id_ in part.local:
+                remove_local(part, id_)
+            if endpoint is not None:
+                if has_rival(part, id_, endpoint):
+                    return False  # one that came with it
+                add_local(part, id_, endpoint)
+                part.ends[id_] = host_end(view, id_, endpoint, network)
+                kernels.join(after, part.ends[id_])
+        opened = any(link.localnet for link in part.devices.links.values())
+        part.devices = devices(view, part.id, network, part.local)
+        kernels.join(after, part.devices)
+        opens, host = any(link.localnet for link in part.devices.links.values()), names.host(part.id)
+        if host in before.links.keys() | after.links.keys() or (
+            host in part.kernel.links and opens != opened
+        ):
+            return False
+        kernels.subtract(part.kernel, before)
+        kernels.join(part.kernel, after)
+        kernels.join(self._gone, _locally_gone(before, after))
+        kernels.subtract(self._gone, after)
+        kernels.join(touched, before)
+        kernels.join(wanted, after)
+        self._presume(view, after)
+        return True
+
+    def _attached(self, network_id: NetworkId, id_: EndpointId, attachment: Attachment) -> bool:
         """Take a local endpoint's link for there, and have what the kernel refused of its network tried again
-        now: whoever attaches waits for the outcome."""
+        now: whoever attaches waits for the outcome. Tell whether there is any."""
         self.vanished.pop(id_, None)
+        link = attachment.host_if
+        if self._plugged.get(id_) is not attachment and attachment.netns_cookie != HOST_NETNS:
+            self._plugged[id_] = attachment
+            self._deleted({link} & self.have.links.keys())  # another of that name, which this one replaced
         concerned = {
             link,
             names.overlay_bridge(network_id),
             names.vxlan(network_id),
             names.bridge(network_id),
         }
-        self.failed = {
-            op: error
-            for op, error in self.failed.items()
-            if kernels.device(op) not in concerned and not isinstance(op, SetFirewall)
-        }
+        again = [op for op in self.failed if kernels.device(op) in concerned or isinstance(op, SetFirewall)]
+        for op in again:
+            del self.failed[op]
+        return bool(again)
 
     def _change_network(
         self,
@@ -283,11 +379,14 @@ class Shadow:
         part = network_part(view, network_id, self._ids, members)
         self._replace(view, network_id, part, self.have)
         kernels.join(wanted, part.kernel)
+        self._presume(view, part.kernel)
+
+    def _presume(self, view: View, share: Kernel) -> None:
+        """Take local endpoints' links for there: attach makes them before it records the endpoint."""
         missing = {view.attachments[id_].host_if for id_ in self.vanished if id_ in view.attachments}
-        for name, link in part.kernel.links.items():
+        for name, link in share.links.items():
             presumed = made_by_attach(link) and name not in self.have.links and name not in missing
             if presumed and PutLink(link) not in self.failed:
-                # Attach makes it before it records the endpoint, so it is there, whatever its settings.
                 unset = Link(name, "veth", alias="", mtu=0, up=False)
                 self.have.links[name] = unset if link.kind == "veth" else link
 
@@ -320,6 +419,17 @@ def _fought_over(wait: float) -> KernelError:
 def _is_local(view: View, id_: EndpointId) -> bool:
     endpoint = view.endpoints.get(id_)
     return endpoint is not None and endpoint.host == view.me
+
+
+def _by_port(kernel: Kernel) -> dict[str, set[FdbKey]]:
+    """Return the rows on endpoints' devices, by device."""
+    by_port: dict[str, set[FdbKey]] = {
+        name: set() for name, link in kernel.links.items() if link.kind in ATTACHED_KINDS
+    }
+    for key in kernel.fdb:
+        if key.dev in by_port:
+            by_port[key.dev].add(key)
+    return by_port
 
 
 def _locally_gone(before: Kernel, after: Kernel) -> Kernel:
