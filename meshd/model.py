@@ -12,7 +12,7 @@ Looked at by the collector they would hold up the loop for 0.1-0.4 s each time (
 import enum
 import ipaddress
 from collections.abc import MutableSequence, Sequence
-from typing import Annotated, NamedTuple, Protocol, TypeVar
+from typing import Annotated, Any, NamedTuple, Protocol, TypeVar
 
 import msgspec
 
@@ -86,7 +86,8 @@ class Address(NamedTuple):
 class Kind(enum.IntEnum):
     """What an item is about. Numbers are on the wire and on disk: never reuse one.
 
-    Kinds from LOCAL_NETWORK up are this host's own: journalled, never gossiped, not in the digest.
+    Kinds from LOCAL_NETWORK up are this host's own: journalled, never gossiped, not in the digest. One that is not here
+    is a newer host's: its items are merged by version, kept and passed on like all others, and obeyed by nobody.
     """
 
     MEMBER = 1  # id: host id; version (incarnation, rank, session)
@@ -291,7 +292,26 @@ class Bridge(msgspec.Struct, frozen=True, array_like=True, gc=False):
 HOST_NETNS = 0
 """``Attachment.netns_cookie`` of an endpoint that is the host itself: no namespace has this cookie."""
 
-Body = MemberFacts | HostFacts | Network | Endpoint | Released | Removed | Deed | Attachment | Bridge | None
+
+class Opaque(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """The body of a kind that this version does not know: as it came, msgpack."""
+
+    packed: bytes
+
+
+Body = (
+    MemberFacts
+    | HostFacts
+    | Network
+    | Endpoint
+    | Released
+    | Removed
+    | Deed
+    | Attachment
+    | Bridge
+    | Opaque
+    | None
+)
 
 LIVE_BODY: dict[int, type] = {
     Kind.MEMBER: MemberFacts,
@@ -320,7 +340,8 @@ class Item(msgspec.Struct, frozen=True, gc=False):
     """One versioned record.
 
     ``origin`` and ``seq``: for ENDPOINT items the host that wrote it and that host's write number, which its
-    floor is compared with; 16 zero bytes and 0 for other kinds.
+    floor is compared with; 16 zero bytes and 0 for other kinds. ``rest``: fields of the body beyond those that this
+    version knows, in order; they are kept, passed on and stay when an older host changes the others.
     """
 
     kind: int
@@ -330,6 +351,7 @@ class Item(msgspec.Struct, frozen=True, gc=False):
     dead: bool = False
     origin: bytes = bytes(ID_BYTES)
     seq: int = 0
+    rest: tuple[Any, ...] = ()
 
     @property
     def key(self) -> Key:

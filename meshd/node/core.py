@@ -58,7 +58,6 @@ from meshd.messages import (
 )
 from meshd.model import (
     FIRST_LOCAL_KIND,
-    LIVE_BODY,
     Address,
     Deed,
     HostFacts,
@@ -67,6 +66,7 @@ from meshd.model import (
     Key,
     Kind,
     MemberFacts,
+    Opaque,
     Rank,
     Rng,
     Version,
@@ -439,7 +439,7 @@ class Node:
             key = Key(stamp.kind, stamp.id)
             mine = self.store.lookup(key)
             asked = self._fetching.get(key)
-            if stamp.kind not in LIVE_BODY or (mine is not None and mine.version >= stamp.version):
+            if stamp.kind >= FIRST_LOCAL_KIND or (mine is not None and mine.version >= stamp.version):
                 continue
             if asked is None or stamp.version > asked[0] or now - asked[1] >= FETCH_AGAIN_S:
                 missing.append(key)
@@ -498,7 +498,10 @@ class Node:
             )
 
     def _mine(self, item: Item) -> bool:
-        """Whether this host alone can have written an item: then its disk had it before any peer."""
+        """Whether this host alone can have written an item: then its disk had it before any peer. What a newer host
+        means by an id is not known here."""
+        if isinstance(item.body, Opaque):
+            return False
         return self.me in (item.id, item.origin) or (
             isinstance(item.body, Deed) and item.body.donor == self.me
         )

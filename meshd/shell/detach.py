@@ -90,6 +90,7 @@ def _end(cluster: ClusterLike, item: Item) -> Item:
         version=item.version._replace(counter=item.version.counter + 1, writer=cluster.me),
         body=Released(item.body.network, item.body.index),
         dead=True,
+        rest=(),
     )
     if item.kind == Kind.LOCAL_ENDPOINT:
         return ended

@@ -230,7 +230,7 @@ async def keep_if_in_use(cluster: ClusterLike, before: Item) -> None:
     )  # hosts that knew different ones keep different records: the newest stands
     version = Version(0, now.version.counter // ROUND * ROUND + ROUND + updates, before.version.writer)
     kept = msgspec.structs.replace(before.body, removing=True)
-    await cluster.commit([Item(before.kind, before.id, version, kept)])
+    await cluster.commit([msgspec.structs.replace(before, version=version, body=kept)])
 
 
 async def on_endpoint_gone(cluster: ClusterLike, network: NetworkId) -> None:

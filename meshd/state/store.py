@@ -9,6 +9,7 @@ void: dropped where it is, refused where it arrives, so that a host back after m
 Must not know networks, addresses or the wire.
 """
 
+from collections import defaultdict
 from collections.abc import Iterator
 
 import msgspec
@@ -32,7 +33,7 @@ class Store:
 
     def __init__(self, secret: bytes) -> None:
         """``secret``: keys the digest; the cluster's, never rotated."""
-        self._kinds: dict[int, dict[bytes, Item]] = {kind: {} for kind in Kind}
+        self._kinds: defaultdict[int, dict[bytes, Item]] = defaultdict(dict, {kind: {} for kind in Kind})
         self._by_origin: dict[HostId, dict[bytes, None]] = {}
         self._highest: dict[HostId, int] = {}  # sequence seen of each origin
         self.digests = DigestTable(secret)
@@ -60,7 +61,7 @@ class Store:
             yield from items.values()
 
     def lookup(self, key: Key) -> Item | None:
-        """Return the item under ``key`` or None; an unknown kind is None."""
+        """Return the item under ``key`` or None."""
         return self._kinds.get(key.kind, {}).get(key.id)
 
     def floor(self, origin: HostId) -> int:

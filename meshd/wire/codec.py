@@ -1,7 +1,8 @@
 """Messages <-> msgpack. Decides what is well-formed, nothing about what it means.
 
-A newer host's additions are skipped: messages with an unknown tag, items of an unknown kind, fields beyond
-those known. Everything else that does not fit refuses the whole datagram, so that no half of it counts.
+A newer host's additions do no harm: messages with an unknown tag and fields of a message beyond those known are
+skipped, what is new in an item is kept (items.py). Everything else that does not fit refuses the whole datagram, so
+that no half of it counts.
 """
 
 from collections import Counter
@@ -110,7 +111,7 @@ def joined_size(parts: int, size: int) -> int:
 def decode_messages(data: bytes, skipped: Counter[str] | None = None) -> list[Message]:
     """Decode a datagram's plaintext or a stream's blob. Raises WireError, and then nothing of it counts.
 
-    ``skipped`` counts what was left out: unknown-tag (messages), unknown-kind (items).
+    ``skipped`` counts what was left out: unknown-tag (messages).
     """
     if skipped is None:
         skipped = Counter()
@@ -153,24 +154,21 @@ def _simple(raw: tuple[Any, ...], shape: type, skipped: Counter[str]) -> Message
 def _news(raw: tuple[Any, ...], shape: type, skipped: Counter[str]) -> Message:
     if len(raw) < 2:
         raise WireError("bad-message")
-    return News(_items(raw[1], MAX_ITEMS_PER_MESSAGE, skipped))
+    return News(_items(raw[1], MAX_ITEMS_PER_MESSAGE))
 
 
 def _block_answer(raw: tuple[Any, ...], shape: type, skipped: Counter[str]) -> Message:
     if len(raw) < 3:
         raise WireError("bad-message")
     answer: _Answer = convert((raw[1], *raw[3:]), _Answer, "bad-message")
-    return BlockAnswer(answer.request, _items(raw[2], MAX_DEEDS_PER_MESSAGE, skipped), answer.refusal)
+    return BlockAnswer(answer.request, _items(raw[2], MAX_DEEDS_PER_MESSAGE), answer.refusal)
 
 
-def _items(raw: Any, most: int, skipped: Counter[str]) -> tuple[Item, ...]:
-    """Check an array of items, leaving out those of unknown kinds."""
+def _items(raw: Any, most: int) -> tuple[Item, ...]:
+    """Check an array of items."""
     if type(raw) is not tuple or len(raw) > most:
         raise WireError("bad-message", "items")
-    items = tuple([item for each in raw if (item := item_from(each, local=False)) is not None])
-    if len(items) < len(raw):
-        skipped["unknown-kind"] += len(raw) - len(items)
-    return items
+    return tuple([item_from(each, local=False) for each in raw])
 
 
 def _versions_fit(stamps: tuple[Stamp, ...]) -> bool:

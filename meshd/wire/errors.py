@@ -42,7 +42,6 @@ REASONS: dict[str, str] = {
     "bad-message": "a message has wrong fields",
     "bad-item": "an item has wrong fields",
     "local-kind": "an item is of a kind that never leaves its host",
-    "unknown-kind": "an item is of an unknown kind",
 }
 """Reason -> sentence about the thing refused."""
 

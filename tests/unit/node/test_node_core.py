@@ -10,8 +10,9 @@ from meshd.model import NO_PARENT, Address, Attachment, Deed, HostFacts, Item, K
 from meshd.node import Alarm, Changed, FetchWanted, Node, PathChanged, StreamProbeWanted, SyncWanted
 from meshd.state.deeds import deed_item
 from meshd.state.store import Store
-from meshd.wire.codec import encode_message, join
+from meshd.wire.codec import decode_item, encode_item, encode_message, join
 from meshd.wire.keys import Keyring, RingKey
+from meshd.wire.pack import pack
 
 RING = Keyring(keys=(RingKey(id=0x1234, secret=b"k" * 32),))
 
@@ -359,9 +360,39 @@ def test_what_many_announce_is_fetched_once_and_again_after_a_while(net):
     assert len(announce(net, "c", "a", newer)) == 3
 
 
-def test_an_announced_kind_that_only_a_newer_host_knows_is_left_alone(net):
+def test_what_is_announced_is_fetched_of_a_newer_hosts_kind_too_and_of_a_local_kind_never(net):
     net.run(3)
-    assert announce(net, "b", "a", Stamp(9, b"n" * 16, Version(0, 1, b"w" * 16))) == []
+    version = Version(0, 1, b"w" * 16)
+    assert announce(net, "b", "a", Stamp(Kind.ATTACHMENT, b"n" * 16, version)) == []
+    assert len(announce(net, "b", "a", Stamp(9, b"n" * 16, version))) == 1
+
+
+def newer(kind, number, counter, *more):
+    """An item as a host of a later version sends it."""
+    return decode_item(pack([kind, bytes([number]) * 16, 0, counter, b"w" * 16, False, bytes(16), 0, *more]))
+
+
+def test_hosts_of_two_versions_agree_on_what_only_the_newer_one_understands(net):
+    facts = ["x", bytes(4), 1, 1500, 0, [], "a field of the next version", {"b": [1]}]
+    odd = [newer(9, 1, 1, {"a": "body"}), newer(9, 2, 1, None), newer(Kind.HOST, 3, 1, facts)]
+    net.lost = lambda source, destination: destination == "d"
+    net.nodes["a"].put(odd, net.now)
+    net.nodes["a"].put([newer(9, 1, 2, {"a": "later"}), newer(9, ord("b"), 1, "about b, by a")], net.now)
+    net.run(1)
+    net.lost = lambda source, destination: False
+    net.run(4)
+    assert len(net.digests()) == 1
+    for name, node in net.nodes.items():
+        held = [encode_item(item) for item in node.store.everything() if item.kind == 9 or item.rest]
+        assert len(held) == 4, name
+        assert encode_item(newer(9, 1, 2, {"a": "later"})) in held
+        assert encode_item(odd[2]) in held
+        assert node.in_sync(net.now)
+    assert all(alarms(net, name) == [] for name in net.nodes)
+    net.kill("c")  # which has all of it on disk
+    net.boot("c")
+    net.run(4)
+    assert len(net.digests()) == 1
 
 
 def test_one_host_opens_a_few_syncs_at_once_however_many_differ():

@@ -9,7 +9,7 @@ import trio
 from meshd.config import Settings
 from meshd.errors import Unavailable
 from meshd.messages import BlockAnswer
-from meshd.model import Address, HostFacts, Item, Kind, MemberFacts, Version
+from meshd.model import Address, HostFacts, Item, Kind, MemberFacts, Opaque, Version
 from meshd.node import Alarm, BlockAnswered, Node
 from meshd.shell.cluster import Cluster
 from meshd.shell.journal import DiskWriter, Journal
@@ -74,6 +74,19 @@ async def test_a_host_whose_state_was_rolled_back_gives_nothing_until_it_has_lea
     assert cluster.health() == []
     cluster.on_event(Alarm("rolled-back", "lost"))
     assert cluster.allocation_stopped == "lost", "a second time is no less than the first"
+
+
+async def test_what_a_newer_host_says_is_kept_and_followed_by_nothing(cluster):
+    odd = Item(9, ME, Version(0, 1, PEER), Opaque(b"\xa3new"))
+    views = [dict(view) for view in (cluster.networks, cluster.hosts, cluster.attachments)]
+    cluster.node._take(odd, PEER, cluster.now())
+    cluster.gossip.pump()
+    assert cluster.store.get(9, ME) == odd
+    assert [dict(view) for view in (cluster.networks, cluster.hosts, cluster.attachments)] == views
+    assert cluster.health() == []
+    await cluster._disk.flush()
+    cluster.journal.close()
+    assert odd in cluster.journal.load()
 
 
 async def test_a_clone_gives_nothing_whatever_it_learns(cluster):

@@ -5,11 +5,12 @@ import os
 from contextlib import suppress
 from functools import partial
 
+import msgspec
 import pytest
 import trio
 
 from meshd.errors import StateError, Unavailable
-from meshd.model import Attachment, Item, Key, Kind, MemberFacts, Version
+from meshd.model import Attachment, Item, Key, Kind, MemberFacts, Opaque, Version
 from meshd.shell.journal import (
     JOURNAL_MAGIC,
     DiskWriter,
@@ -52,9 +53,25 @@ def loaded(path):
 
 def test_entries_of_all_sorts_come_back_as_they_were(tmp_path):
     entries = [item(1), attachment(), Key(Kind.ATTACHMENT, b"e" * 16)]
-    assert list(unpack_entries(pack_entries(entries))) == entries
+    assert [*unpack_entries(pack_entries(entries))] == entries
     written(tmp_path, entries, [item(2)])
     assert loaded(tmp_path)[0] == [*entries, item(2)]
+
+
+def test_what_a_newer_version_wrote_is_kept_by_an_older_one_that_is_put_back(tmp_path):
+    journal = Journal(tmp_path)
+    journal.load()
+    newer = [
+        Item(kind, bytes([kind]) * 16, Version(0, 1, b"w"), Opaque(b"\x93\x01\x02\x03")) for kind in (9, 99)
+    ]
+    newer.append(msgspec.structs.replace(item(1), rest=("a field of the next version",)))
+    journal.append(newer)
+    journal.close()
+    assert loaded(tmp_path)[0] == newer
+    journal.load()
+    journal.compact(newer)
+    journal.close()
+    assert loaded(tmp_path)[0] == newer
 
 
 def test_a_record_cut_short_anywhere_is_dropped_whole_and_the_rest_stays(tmp_path):

@@ -174,31 +174,45 @@ def test_messages_with_unknown_tags_are_skipped_and_counted():
     assert skipped == {"unknown-tag": 3}
 
 
-def test_items_of_unknown_kinds_are_skipped_and_counted():
-    skipped: Counter[str] = Counter()
-    odd = [17, *raw_item(MEMBER)[1:-1], {"of": "a newer host"}]
-    assert decode_messages(wire([8, [odd, raw_item(MEMBER), odd]]), skipped) == [News((MEMBER,))]
-    assert skipped == {"unknown-kind": 2}
+def test_items_of_unknown_kinds_are_kept_and_go_on_as_they_came():
+    odd = [17, *raw_item(MEMBER)[1:-1], {"of": "a newer host", "with": [1, [b"x", None]]}]
+    data = wire([8, [odd, raw_item(MEMBER), odd]])
+    (news,) = decode_messages(data)
+    assert news.items[1] == MEMBER
+    assert (news.items[0].kind, news.items[0].version) == (17, MEMBER.version)
+    assert join([encode_message(news)]) == data
+    assert join([encode_news([encode_item(item) for item in news.items])]) == data
 
 
-def test_an_unknown_kind_alone_is_refused_by_decode_item():
-    for kind, local, reason in (
-        (17, False, "unknown-kind"),
-        (99, True, "unknown-kind"),
-        (99, False, "local-kind"),
-    ):
-        with pytest.raises(WireError) as caught:
-            decode_item(msgpack.packb([kind, *raw_item(MEMBER)[1:]]), local=local)
-        assert caught.value.reason == reason
+@pytest.mark.parametrize("kind", [0, 256, -1, 2**40])
+def test_a_number_that_no_kind_can_have_is_refused(kind):
+    with pytest.raises(WireError, match="wrong fields"):
+        decode_item(msgpack.packb([kind, *raw_item(MEMBER)[1:]]), local=True)
 
 
-def test_fields_beyond_those_known_are_ignored():
-    member = raw_item(MEMBER)
+def test_an_unknown_local_kind_is_taken_from_the_disk_and_from_nobody_else():
+    encoded = msgpack.packb([99, *raw_item(MEMBER)[1:-1], None])
+    assert encode_item(decode_item(encoded, local=True)) == encoded
+    with pytest.raises(WireError) as caught:
+        decode_item(encoded)
+    assert caught.value.reason == "local-kind"
+
+
+def test_fields_of_a_message_beyond_those_known_are_ignored():
     assert decode_messages(wire([1, 7, A, [5, 1, "new"], "new", [1]])) == [Ping(7, A, View(5, 1))]
-    assert decode_messages(
-        wire([8, [[*member[:-1], [*member[-1], "new", {"a": "b"}], 5, "new"]], "new"])
-    ) == [News((MEMBER,))]
     assert decode_messages(wire([14, 5, [], "no space", "new"])) == [BlockAnswer(5, (), "no space")]
+    assert decode_messages(wire([8, [[*raw_item(MEMBER), 5, "beyond the body"]], "new"])) == [News((MEMBER,))]
+
+
+def test_fields_of_a_body_beyond_those_known_are_kept_and_stay_when_the_others_change():
+    newer = raw_item(MEMBER)
+    newer[-1] = [*newer[-1], "new", {"a": [1]}]
+    encoded = msgpack.packb(newer)
+    item = decode_item(encoded)
+    assert (item.body, item.rest) == (MEMBER.body, ("new", {"a": (1,)}))
+    assert encode_item(item) == encoded
+    moved = msgspec.structs.replace(item, body=msgspec.structs.replace(item.body, port=1))
+    assert msgpack.unpackb(encode_item(moved))[-1][-2:] == ["new", {"a": [1]}]
 
 
 def test_fields_with_defaults_may_be_missing():
