@@ -177,6 +177,10 @@ FIGHT_BACKOFF_S = 60.0  # a fought-over object is left alone for this long, doub
 FIGHT_BACKOFF_MAX_S = 900.0  # a program that loops costs us one write in a quarter of an hour
 VANISHED_GRACE_S = 30.0  # an endpoint whose link is gone is released after this
 ALONE_S = 60.0  # without peers for this long, a host trusts its own state enough to delete
+VXLAN_PORT = (
+    4789  # RFC 7348's. What is told apart by name or number in the kernel is so by this: plan/names.py
+)
+GOSSIP_PORT = 7947  # 7946 is Swarm's and serf's
 VXLAN_TTL = 64  # of the outer packet, whatever ip_default_ttl says
 PUBLISHED_PORTS_MAX = 1024  # of one endpoint: each is an element of a map, 0.2 MB of kernel memory in all
 NFT_ELEMENTS_A_MESSAGE = 500  # 40 to 60 bytes each: the list is one attribute, of at most 64 KiB
@@ -193,6 +197,9 @@ ROUTE_METRIC = (
     7947  # of our routes to single addresses: one that nobody else uses, so that ours replace only ours
 )
 NEXTHOP_BASE = 0x6D000000  # our nexthop ids: base + 23 bits of hash(host id), group = +0x800000
+NEXTHOP_BASE_OTHERS = (
+    0x80000000  # of clusters on other VXLAN ports: the port's 16 bits, then 14 bits of the hash
+)
 
 LAG_PERIOD_S = 1.0  # how often the loop's lateness is measured: at 0.1 it cost 0.3 % of a core at rest
 LAG_WINDOW_S = 60.0  # the worst of this long is what `status` shows
@@ -297,7 +304,7 @@ class GossipSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """[gossip]"""
 
     bind: str | None = None
-    port: Annotated[int, msgspec.Meta(ge=1, le=65535)] = 7947
+    port: Annotated[int, msgspec.Meta(ge=1, le=65535)] = GOSSIP_PORT
     seeds: tuple[str, ...] = ()
     keyring: str = "/etc/meshd/keyring"
     failed_rows_age_h: Annotated[float, msgspec.Meta(ge=0)] = 72.0
@@ -306,7 +313,7 @@ class GossipSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 class VxlanSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """[vxlan]"""
 
-    port: Annotated[int, msgspec.Meta(ge=1, le=65535)] = 4789
+    port: Annotated[int, msgspec.Meta(ge=1, le=65535)] = VXLAN_PORT
 
 
 class PoolSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

@@ -105,9 +105,10 @@ async def _run(settings: Settings, source: Path) -> bool:
             entries = journal.load()
         stack.callback(journal.close)
         store = replay(entries, who.secret)
-        namespace = Namespace()
+        namespace = Namespace(settings.vxlan.port)
         stack.callback(namespace.close)
-        underlay = namespace.underlay(settings.gossip.bind)
+        mark = names.cluster_mark(cluster_id(who.secret))
+        underlay = namespace.underlay(settings.gossip.bind, mark)
         address = Address(underlay.address, settings.gossip.port)
         udp = stack.enter_context(bind(address, socket.SOCK_DGRAM))
         tcp = stack.enter_context(bind(address, socket.SOCK_STREAM))
@@ -117,7 +118,6 @@ async def _run(settings: Settings, source: Path) -> bool:
         facts = MemberFacts(
             name=name, address=address.packed, port=address.port, session=os.urandom(16), software=__version__
         )
-        mark = names.cluster_mark(cluster_id(who.secret))
         writer = DiskWriter(journal)
         cluster = Cluster(
             me=who.host, settings=settings, store=store, disk=writer, entropy=os.urandom,

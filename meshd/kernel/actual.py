@@ -2,7 +2,7 @@
 decides ownership; what should be there is plan/desired.py's.
 
 Ours is: a device whose alias has our mark; on those devices the rows that rows.py's table lists, and the
-addresses with our protocol; nexthops with our protocol; the firewall's tables, and our accepts in others' chains. What the kernel itself puts on
+addresses with our protocol; nexthops with our protocol and an id of this cluster's; the firewall's tables, and our accepts in others' chains. What the kernel itself puts on
 a device (its own MAC, multicast, neighbours it learns) is nobody's and left out.
 """
 
@@ -10,7 +10,7 @@ from collections.abc import Mapping
 
 import msgspec
 
-from meshd.config import NEXTHOP_BASE, ROUTE_PROTOCOL
+from meshd.config import ROUTE_PROTOCOL, VXLAN_PORT
 from meshd.kernel import addresses, hostroutes, linkdump, netlink, nexthops, rows
 from meshd.kernel.gates import Gates
 from meshd.kernel.guests import Guests
@@ -20,7 +20,6 @@ from meshd.model import text_ip, text_mac
 from meshd.plan import names
 from meshd.plan.objects import BROADCAST, Addr, Dump, FdbKey, FdbTarget, Finding, Kernel, NeighKey, Route
 
-_NEXTHOPS = range(NEXTHOP_BASE, NEXTHOP_BASE + 2 * names.NEXTHOP_SLOTS)
 _FAMILIES = (2, 10)  # AF_INET, AF_INET6
 _PROTOCOL_KERNEL = 2  # linux/rtnetlink.h, RTPROT_KERNEL: the way to a device's own prefix
 
@@ -32,6 +31,7 @@ def dump(
     mark: str,
     text: str = "",
     guests: Guests | None = None,
+    vxlan_port: int = VXLAN_PORT,
 ) -> Dump:
     """Read everything. ``mark``: names.cluster_mark; ``text``: the firewall that should be there, which lets
     a restarted daemon recognise its own (nft.py). Raises KernelError."""
@@ -49,7 +49,7 @@ def dump(
                 found.ours.links[value.name] = value
     _addresses(link, devices, found)
     _routes(link, devices, found)
-    _nexthops(link, found)
+    _nexthops(link, names.nexthops_of(vxlan_port), found)
     _fdb(link, devices, found)
     _neighbours(link, devices, found)
     found.ours.firewall, found.ours.elements = firewall.current(text)
@@ -126,12 +126,19 @@ def _routes(link: netlink.Netlink, devices: Mapping[int, linkdump.Seen], found: 
                 _foreign(found, "route", what, "was not put there by meshd")
 
 
-def _nexthops(link: netlink.Netlink, found: Dump) -> None:
+def _nexthops(link: netlink.Netlink, ours: names.NexthopIds, found: Dump) -> None:
     for nexthop, protocol, fdb in nexthops.read(link):
-        if protocol == ROUTE_PROTOCOL and fdb:
+        if nexthop.id in ours and protocol == ROUTE_PROTOCOL and fdb:
             found.ours.nexthops[nexthop.id] = nexthop
-        elif nexthop.id in _NEXTHOPS:
+        elif nexthop.id in ours:
             _foreign(found, "nexthop", f"id {nexthop.id}", "has an id of ours, without our protocol number")
+        elif protocol == ROUTE_PROTOCOL and fdb:
+            _foreign(
+                found,
+                "nexthop",
+                f"id {nexthop.id}",
+                "is another cluster's: it has our protocol, but no id of ours",
+            )
 
 
 def _fdb(link: netlink.Netlink, devices: Mapping[int, linkdump.Seen], found: Dump) -> None:

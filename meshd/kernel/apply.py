@@ -119,7 +119,7 @@ def describe(op: Op) -> str:
         case PutNeigh(key) | DelNeigh(key):
             return f"neighbour {text_ip(key.ip)} dev {key.dev}"
         case SetFirewall():
-            return "firewall tables meshd"
+            return "firewall tables"
         case PutElement(element) | DelElement(element):
             return f"firewall element {element.set} {{ {elements.text(element)} }}"
         case OpenGate(gate) | LeaveGate(gate):

@@ -9,6 +9,7 @@ accepts everything, and would restore it so. Theirs apart from that are read and
 """
 
 import errno
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -16,12 +17,13 @@ from meshd.errors import KernelError
 from meshd.kernel import nfttool
 from meshd.kernel.echoes import Echoes
 from meshd.plan import names
-from meshd.plan.firewall import TABLE
 from meshd.plan.objects import GATE_ACCEPTS, Gate, GateState
 
 FAMILIES = ("ip", "ip6", "inet")
 DOCKER_USER = "DOCKER-USER"
-COMMENT = "meshd: open_forward"
+PURPOSE = "open_forward"
+COMMENT = f"{names.MARK}: {PURPOSE}"
+_SOMEBODYS = re.compile(rf"{names.MARK}(-\d+)?: {PURPOSE}")
 PLACES = tuple((way, f"{names.BRIDGE}*") for way in ("iifname", "oifname"))
 """One accept each: packets from and to our bridges and the host's own devices on overlays."""
 _FORMER = tuple((way, "mx*") for way in ("iifname", "oifname"))
@@ -30,10 +32,13 @@ _LAST_WORDS = {"drop", "reject"}
 
 
 class Gates:
-    """The forward chains of one namespace. ``generation``: the ruleset's, as Firewall gives it. Blocking."""
+    """The forward chains of one namespace. ``generation``: the ruleset's, as Firewall gives it; ``table``: of our own
+    tables, which the accepts are marked with. Blocking."""
 
-    def __init__(self, echoes: Echoes, generation: Callable[[], int | None]) -> None:
+    def __init__(self, echoes: Echoes, generation: Callable[[], int | None], table: str = names.MARK) -> None:
         self._echoes = echoes
+        self._table = table
+        self._comment = f"{table}: {PURPOSE}"
         self._generation = generation
         self._read_at: int | None = None
         self._found: dict[Gate, GateState] = {}
@@ -50,7 +55,9 @@ class Gates:
 
     def open(self, gate: Gate) -> None:
         """Put them at the chain's head, in place of what is there of it. Raises KernelError."""
-        self._write(gate, [f'{way} "{device}" counter accept comment "{COMMENT}"' for way, device in PLACES])
+        self._write(
+            gate, [f'{way} "{device}" counter accept comment "{self._comment}"' for way, device in PLACES]
+        )
 
     def leave(self, gate: Gate) -> None:
         """Take our accepts out; a chain that is gone has none. Raises KernelError."""
@@ -60,7 +67,7 @@ class Gates:
         self._read_at = None
         where = f"{gate.family} {gate.table} {gate.chain}"
         try:
-            handles = [rule["handle"] for rule in self._rules(gate) if is_ours(rule)]
+            handles = [rule["handle"] for rule in self._rules(gate) if self._place(rule)]
         except KernelError:
             if rules:
                 raise
@@ -77,18 +84,22 @@ class Gates:
         found: dict[Gate, GateState] = {}
         for chain in chains:
             place = (chain["family"], chain["table"])
-            if chain.get("hook") != "forward" or chain["family"] not in FAMILIES or chain["table"] == TABLE:
+            if (
+                chain.get("hook") != "forward"
+                or chain["family"] not in FAMILIES
+                or chain["table"] == self._table
+            ):
                 continue
             base = Gate(*place, chain["name"])
             rules = self._rules(base)
             shut = chain.get("policy") == "drop" or (bool(rules) and _ends_all(rules[-1]))
             if place in docker:
                 found[base] = GateState(
-                    shut=False, accepts=_accepts(rules)
+                    shut=False, accepts=self._accepts(rules)
                 )  # from before Docker came, if any
                 base = Gate(*place, DOCKER_USER)
                 rules = self._rules(base)
-            found[base] = GateState(shut, _accepts(rules))
+            found[base] = GateState(shut, self._accepts(rules))
         return {gate: state for gate, state in found.items() if state.shut or state.accepts}
 
     def _rules(self, gate: Gate) -> list[dict[str, Any]]:
@@ -106,27 +117,26 @@ class Gates:
                 "reading other tables' chains", errno=errno.EBADMSG, words=f"not JSON: {error}"
             ) from None
 
+    def _place(self, rule: dict[str, Any]) -> tuple[str, str] | None:
+        """Return which of our accepts a rule is. By what it says more than by its comment, which nft no longer shows
+        once iptables-restore has written the rule; another cluster's on this host says the same and has its own."""
+        said = [part for part in rule.get("expr", ()) if "counter" not in part and "xt" not in part]
+        comment = rule.get("comment", "")
+        if len(said) != 2 or "accept" not in said[1] or "match" not in said[0]:
+            return None
+        if comment != self._comment and _SOMEBODYS.fullmatch(comment):
+            return None
+        match = said[0]["match"]
+        way = (
+            match.get("left", {}).get("meta", {}).get("key") if isinstance(match.get("left"), dict) else None
+        )
+        known = (*PLACES, *_FORMER) if comment == COMMENT else PLACES
+        return next((place for place in known if place == (way, match.get("right"))), None)
 
-def is_ours(rule: dict[str, Any]) -> bool:
-    """Tell whether a rule is one of our accepts. By what it says, not by its comment, which nft no longer shows once
-    iptables-restore has written the rule."""
-    return _place(rule) is not None
-
-
-def _place(rule: dict[str, Any]) -> tuple[str, str] | None:
-    said = [part for part in rule.get("expr", ()) if "counter" not in part and "xt" not in part]
-    if len(said) != 2 or "accept" not in said[1] or "match" not in said[0]:
-        return None
-    match = said[0]["match"]
-    way = match.get("left", {}).get("meta", {}).get("key") if isinstance(match.get("left"), dict) else None
-    known = (*PLACES, *_FORMER) if rule.get("comment") == COMMENT else PLACES
-    return next((place for place in known if place == (way, match.get("right"))), None)
-
-
-def _accepts(rules: list[dict[str, Any]]) -> int:
-    """Count our accepts; as many as there should be, but not one of each, count as one more."""
-    found = sorted(place for rule in rules if (place := _place(rule)) is not None)
-    return GATE_ACCEPTS + 1 if len(found) == GATE_ACCEPTS and found != sorted(PLACES) else len(found)
+    def _accepts(self, rules: list[dict[str, Any]]) -> int:
+        """Count our accepts; as many as there should be, but not one of each, count as one more."""
+        found = sorted(place for rule in rules if (place := self._place(rule)) is not None)
+        return GATE_ACCEPTS + 1 if len(found) == GATE_ACCEPTS and found != sorted(PLACES) else len(found)
 
 
 def _ends_all(rule: dict[str, Any]) -> bool:

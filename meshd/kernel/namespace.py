@@ -7,6 +7,7 @@ The sockets stay in the namespace in which the object was made, whatever thread 
 from collections.abc import Iterable, Sequence
 from typing import Self
 
+from meshd.config import VXLAN_PORT
 from meshd.errors import KernelError
 from meshd.kernel import (
     actual,
@@ -30,16 +31,19 @@ from meshd.kernel.nft import Firewall
 from meshd.kernel.underlay import Underlay
 from meshd.kernel.vxlans import ForeignVxlan
 from meshd.kernel.watch import Watch
+from meshd.plan import names
 from meshd.plan.forwarding import Forwarding
 from meshd.plan.objects import Dump, Link
 from meshd.plan.ops import Op
 
 
 class Namespace:
-    """``port_id``: the netlink port that the kernel names in notifications of what we caused. ``lan``: devices on
-    the LAN itself; ``bridging``: operators' bridges."""
+    """``vxlan_port``: the cluster's, which tells its objects from another cluster's on this host. ``port_id``: the
+    netlink port that the kernel names in notifications of what we caused. ``lan``: devices on the LAN itself;
+    ``bridging``: operators' bridges."""
 
-    def __init__(self) -> None:
+    def __init__(self, vxlan_port: int = VXLAN_PORT) -> None:
+        self._vxlan_port = vxlan_port
         try:
             self._netlink = netlink.Netlink()
         except OSError as error:
@@ -53,8 +57,9 @@ class Namespace:
         self._links = Links(self._netlink, self._echoes, self._guests)
         self.lan = Lan(self._netlink, self._guests)
         self.bridging = Bridging(self._netlink)
-        self._firewall = Firewall(self._echoes)
-        self._gates = Gates(self._echoes, self._firewall.generation)
+        self._table = names.table(vxlan_port)
+        self._firewall = Firewall(self._echoes, self._table)
+        self._gates = Gates(self._echoes, self._firewall.generation, self._table)
         self._applier = Applier(self._netlink, self._links, self._firewall, self._gates, self._echoes)
         self._nexthops: bool | None = None
 
@@ -73,7 +78,9 @@ class Namespace:
     def dump(self, cluster_mark: str, firewall: str = "") -> Dump:
         """Read what is ours and what is foreign. ``cluster_mark``: names.cluster_mark; ``firewall``: the text
         that the table should have been set from. Raises KernelError."""
-        return actual.dump(self._netlink, self._firewall, self._gates, cluster_mark, firewall, self._guests)
+        return actual.dump(
+            self._netlink, self._firewall, self._gates, cluster_mark, firewall, self._guests, self._vxlan_port
+        )
 
     def apply(self, ops: Sequence[Op]) -> Failures:
         """Carry out ops in order; return those that failed. Raises KernelError if nothing can be asked."""
@@ -107,9 +114,10 @@ class Namespace:
         """Return which ports sockets of this namespace have. Raises KernelError."""
         return sockets.listeners()
 
-    def underlay(self, bind: str | None) -> Underlay:
-        """Find what carries the overlay. Raises ConfigError naming ``bind``, KernelError."""
-        return underlay.read_underlay(self._netlink, bind)
+    def underlay(self, bind: str | None, cluster_mark: str) -> Underlay:
+        """Find what carries the overlay; what ``cluster_mark``'s devices route is left out. Raises ConfigError naming
+        ``bind``, KernelError."""
+        return underlay.read_underlay(self._netlink, bind, cluster_mark)
 
     def forwarding(self) -> Forwarding:
         """Read what is forwarded, and which devices learn routes by advertisement. Raises KernelError."""
@@ -122,10 +130,10 @@ class Namespace:
     def supports_fdb_nexthops(self) -> bool:
         """Tell whether FDB rows can name nexthop groups (>= 5.8); asked of the kernel once."""
         if self._nexthops is None:
-            self._nexthops = nexthops.supports_fdb_nexthops(self._netlink)
+            self._nexthops = nexthops.supports_fdb_nexthops(self._netlink, self._vxlan_port)
         return self._nexthops
 
     def watch(self, *, own: bool = False) -> Watch:
         """Start to collect events of what others change, or with ``own`` of everything. To be called and used
         on the loop's thread, which must be in this namespace; one at a time. Raises KernelError."""
-        return Watch(self._echoes, own=own, port_id=self.port_id)
+        return Watch(self._echoes, own=own, port_id=self.port_id, table=self._table)

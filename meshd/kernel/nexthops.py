@@ -10,7 +10,7 @@ import socket
 import struct
 from collections.abc import Iterable, Iterator
 
-from meshd.config import NEXTHOP_BASE, ROUTE_PROTOCOL
+from meshd.config import NEXTHOP_BASE, ROUTE_PROTOCOL, VXLAN_PORT
 from meshd.errors import KernelError
 from meshd.kernel import frames, netlink
 from meshd.plan.objects import Nexthop
@@ -23,6 +23,7 @@ _GROUP_ENTRY = struct.Struct("=IBBH")  # id, weight - 1, weight's high byte, res
 _U32 = struct.Struct("=I")
 _UNSUPPORTED = {errno.EOPNOTSUPP, errno.EINVAL, errno.EPROTONOSUPPORT}
 _PROBE_ID = NEXTHOP_BASE - 1
+_PROBE_IDS_OTHERS = NEXTHOP_BASE - (1 << 24)  # two for each other port, so that no two daemons share one
 _PROBE_GATEWAY = bytes((192, 0, 2, 1))  # TEST-NET-1; a nexthop that nothing refers to sends nothing
 
 
@@ -77,11 +78,12 @@ def read(link: netlink.Netlink) -> list[tuple[Nexthop, int, bool]]:
         raise
 
 
-def supports_fdb_nexthops(link: netlink.Netlink) -> bool:
+def supports_fdb_nexthops(link: netlink.Netlink, vxlan_port: int = VXLAN_PORT) -> bool:
     """Find out whether FDB rows can name nexthop groups (>= 5.8), by making and deleting one of each."""
-    group = _PROBE_ID - 1
-    probes = (Nexthop(_PROBE_ID, via=_PROBE_GATEWAY), Nexthop(group, group=(_PROBE_ID,)))
-    answers = link.transact([*(put(probe) for probe in probes), delete(group), delete(_PROBE_ID)])
+    single = _PROBE_ID if vxlan_port == VXLAN_PORT else _PROBE_IDS_OTHERS + 2 * vxlan_port + 1
+    group = single - 1
+    probes = (Nexthop(single, via=_PROBE_GATEWAY), Nexthop(group, group=(single,)))
+    answers = link.transact([*(put(probe) for probe in probes), delete(group), delete(single)])
     refused = [answer for answer in answers[:2] if answer is not None]
     for answer in refused:
         if answer.errno not in _UNSUPPORTED:

@@ -20,12 +20,13 @@ from typing import Any
 from meshd.errors import KernelError
 from meshd.kernel import frames, netlink, nftelements, nfttool
 from meshd.kernel.echoes import Echoes
+from meshd.plan import names
 from meshd.plan.elements import SETS, Element, Elements
-from meshd.plan.firewall import TABLE, script
+from meshd.plan.firewall import script
 
-__all__ = ["NFT_MSG_NEWGEN", "SUBSYSTEM", "TABLE", "UNKNOWN", "Firewall"]
+__all__ = ["NFT_MSG_NEWGEN", "SUBSYSTEM", "UNKNOWN", "Firewall"]
 
-UNKNOWN = "# tables meshd, not as meshd set them"
+UNKNOWN = "# our tables, not as meshd set them"
 """Stands for the text of tables that were changed, or set from a text that this process has not seen."""
 
 SUBSYSTEM = nftelements.SUBSYSTEM
@@ -33,16 +34,17 @@ NFT_MSG_NEWTABLE, NFT_MSG_GETTABLE, NFT_MSG_NEWGEN, NFT_MSG_GETGEN = 0, 1, 15, 1
 NFTA_TABLE_NAME, NFTA_GEN_ID = 1, 1
 
 _NAMES = {number: name for name, number in nftelements.FAMILIES.items()}
-_TABLES = re.compile(rf"^\s*(?:add\s+)?table\s+(\w+)\s+{TABLE}\b", re.MULTILINE)
 _SEAL = re.compile(r"seal_([0-9a-f]{16})_([0-9a-f]{16})\Z")
 _NEVER_ASKED = (errno.EINVAL, errno.EOPNOTSUPP)  # no nf_tables in this kernel
 
 
 class Firewall:
-    """The tables named meshd of one namespace, in every family. Blocking; one thread at a time."""
+    """The tables named ``table`` of one namespace, in every family. Blocking; one thread at a time."""
 
-    def __init__(self, echoes: Echoes) -> None:
+    def __init__(self, echoes: Echoes, table: str = names.MARK) -> None:
         self._echoes = echoes
+        self._table = table
+        self._declared = re.compile(rf"^\s*(?:add\s+)?table\s+(\w+)\s+{table}(?=\s)", re.MULTILINE)
         self._netlink: netlink.Netlink | None = None
         self._text = ""
         self._elements: Elements = {}
@@ -95,7 +97,7 @@ class Firewall:
         gone = {key: b"" for key in deletes if key in have}
         gone |= {key: b"" for key, data in puts.items() if have.get(key, data) != data}
         new = {key: data for key, data in puts.items() if have.get(key) != data}
-        messages = [*nftelements.delete(TABLE, gone), *nftelements.put(TABLE, new)]
+        messages = [*nftelements.delete(self._table, gone), *nftelements.put(self._table, new)]
         link = self._socket()
         if not messages or link is None:
             return
@@ -131,16 +133,18 @@ class Firewall:
 
     def _replace(self, text: str, elements: Elements) -> None:
         before, self._generation = self.generation(), None
-        families = dict.fromkeys([*self._families(), *_TABLES.findall(text)])
+        families = dict.fromkeys([*self._families(), *self._declared.findall(text)])
         # Adding first makes the delete succeed where there is none; in one transaction nobody sees the gap.
-        clear = "".join(f"table {family} {TABLE}\ndelete table {family} {TABLE}\n" for family in families)
-        nfttool.run(self._echoes, ["-f", "-"], clear + script(text, elements))
+        clear = "".join(
+            f"table {family} {self._table}\ndelete table {family} {self._table}\n" for family in families
+        )
+        nfttool.run(self._echoes, ["-f", "-"], clear + script(text, elements, self._table))
         self._text, self._elements = "", {}
         families = dict.fromkeys(self._families())
         if families:
             listing, _, _ = self._listing([*families])
             seal = f"seal_{_hash(text)}_{listing}"
-            nfttool.run(self._echoes, ["add", "chain", next(iter(families)), TABLE, seal])
+            nfttool.run(self._echoes, ["add", "chain", next(iter(families)), self._table, seal])
         self._text, self._elements = text, elements
         self._note_generation(before, commits=2 if families else 1)
 
@@ -172,7 +176,7 @@ class Firewall:
         for chunk in chunks:
             for kind, _, start, end in frames.split(chunk):
                 name = frames.attributes(chunk, start + nftelements.BODY_BYTES, end).get(NFTA_TABLE_NAME, b"")
-                if kind == SUBSYSTEM << 8 | NFT_MSG_NEWTABLE and name.rstrip(b"\0") == TABLE.encode():
+                if kind == SUBSYSTEM << 8 | NFT_MSG_NEWTABLE and name.rstrip(b"\0") == self._table.encode():
                     found.append(_NAMES.get(chunk[start + frames.HEADER_BYTES], "inet"))
         return sorted(found, key=lambda family: (family != "inet", family))
 
@@ -182,7 +186,7 @@ class Firewall:
         kept: list[Any] = []
         sets: list[str] = []
         for family in families:
-            output = nfttool.run(self._echoes, ["-j", "-s", "-t", "list", "table", family, TABLE])
+            output = nfttool.run(self._echoes, ["-j", "-s", "-t", "list", "table", family, self._table])
             try:
                 items = nfttool.listed(output)
             except ValueError:
@@ -206,7 +210,7 @@ class Firewall:
         link = self._socket()
         found: Elements = {}
         for name in sets if link is not None else ():
-            for chunk in link.dump(nftelements.dump_request(TABLE, name)):  # type: ignore[union-attr]
+            for chunk in link.dump(nftelements.dump_request(self._table, name)):  # type: ignore[union-attr]
                 found.update(nftelements.parse(name, chunk))
         return found
 

@@ -13,7 +13,6 @@ import msgspec
 from meshd.config import MTU_DEFAULT
 from meshd.errors import ConfigError
 from meshd.kernel import addresses, frames, linkdump, netlink
-from meshd.kernel.links import marked
 from meshd.plan import names
 
 RTM_NEWROUTE, RTM_GETROUTE = 24, 26
@@ -44,9 +43,9 @@ class Route(NamedTuple):
     source: bytes | None
 
 
-def read_underlay(link: netlink.Netlink, bind: str | None) -> Underlay:
+def read_underlay(link: netlink.Netlink, bind: str | None, mark: str) -> Underlay:
     """Find the underlay. ``bind``: the address from the operator's file; None takes the source address of
-    the default route, v4 before v6. Raises ConfigError when no device has it, KernelError."""
+    the default route, v4 before v6. ``mark``: names.cluster_mark; another cluster's networks count as the host's. Raises ConfigError when no device has it, KernelError."""
     devices = {seen.ifindex: seen for seen in linkdump.parse_all(link.dump(linkdump.dump_request()))}
     held = addresses.parse(link.dump(addresses.dump_request()))
     routes = {family: read_routes(link, family) for family in (socket.AF_INET, socket.AF_INET6)}
@@ -64,7 +63,11 @@ def read_underlay(link: netlink.Netlink, bind: str | None) -> Underlay:
         raise ConfigError(
             f"gossip.bind: no interface of this host has {bind}", "see `ip address` for those it has"
         )
-    ours = {i for i, seen in devices.items() if marked(seen) and not names.is_lan_bridge(seen.alias)}
+    ours = {
+        index
+        for index, seen in devices.items()
+        if names.alias_network(seen.alias, mark) is not None and not names.is_lan_bridge(seen.alias)
+    }
     loopback = {index for index, seen in devices.items() if seen.name == "lo"}
     prefixes = _own_prefixes([*routes[socket.AF_INET], *routes[socket.AF_INET6]], ours | loopback)
     mtu = holder.mtu

@@ -62,7 +62,7 @@ class Overrun(msgspec.Struct, frozen=True):
 class Watch:
     """Iterate over it: ``with Watch(echoes) as watch: async for event in watch``. Events queue in the kernel
     from the moment it is made, in the namespace it is made in. ``own``: pass on own changes as well; else
-    ``port_id``, of the socket that writes, keeps some of them in the kernel. Raises KernelError."""
+    ``port_id``, of the socket that writes, keeps some of them in the kernel; ``table``: ours. Raises KernelError."""
 
     def __init__(
         self,
@@ -71,7 +71,9 @@ class Watch:
         own: bool = False,
         receive_bytes: int = NETLINK_RCVBUF_BYTES,
         port_id: int | None = None,
+        table: str = names.MARK,
     ) -> None:
+        self._table = table.encode()
         self._echoes = echoes
         self._own = own
         self._queue: collections.deque[KernelEvent | Overrun] = collections.deque()
@@ -238,7 +240,7 @@ class Watch:
         if kind >> 8 != nft.SUBSYSTEM or kind & 0xFF == nft.NFT_MSG_NEWGEN:
             return None
         said = frames.attributes(chunk, start + frames.HEADER_BYTES + 4, end)
-        ours = said.get(_TABLE_NAME, b"").rstrip(b"\0") == nft.TABLE.encode()
+        ours = said.get(_TABLE_NAME, b"").rstrip(b"\0") == self._table
         if not ours and not self._is_gate(kind & 0xFF, said, chunk[start:end]):
             return None
         return KernelEvent("firewall", mine=self._echoes.is_port(frames.HEADER.unpack_from(chunk, start)[4]))
@@ -249,7 +251,7 @@ class Watch:
             return (
                 _CHAIN_HOOK in said or said.get(_CHAIN_NAME, b"").rstrip(b"\0") == gates.DOCKER_USER.encode()
             )
-        return gates.COMMENT.encode() in message
+        return gates.PURPOSE.encode() in message
 
     def _name(self, index: int) -> str:
         seen = self._devices.get(index)

@@ -70,7 +70,7 @@ def desired(view: View) -> Kernel:
 
 def desired_parts(view: View) -> dict[NetworkId, Part]:
     """Return every network's share; networks that only endpoints name included."""
-    ids = names.nexthop_ids(view.hosts)
+    ids = names.nexthop_ids(view.hosts, view.vxlan_port)
     members: dict[NetworkId, list[EndpointId]] = {network: [] for network in view.networks}
     for id_, endpoint in view.endpoints.items():
         members.setdefault(endpoint.network, []).append(id_)
@@ -80,7 +80,9 @@ def desired_parts(view: View) -> dict[NetworkId, Part]:
 
 def desired_network(view: View, network_id: NetworkId) -> Kernel:
     """Return what should be there for one network, the nexthops that its rows use included."""
-    return network_part(view, network_id, names.nexthop_ids(view.hosts), members_of(view, network_id)).kernel
+    return network_part(
+        view, network_id, names.nexthop_ids(view.hosts, view.vxlan_port), members_of(view, network_id)
+    ).kernel
 
 
 def members_of(view: View, network_id: NetworkId) -> list[EndpointId]:

@@ -1,4 +1,4 @@
-"""What the tables ``inet meshd`` and ``bridge meshd`` say. The rules are static; networks, endpoints, members and
+"""What the tables ``inet meshd`` and ``bridge meshd`` say (names.table: where the VXLAN port is another, so are they). The rules are static; networks, endpoints, members and
 published ports are elements of sets and maps (elements.py).
 
 Decides: masquerading, isolation between networks, what an internal network reaches, whose VXLAN frames are taken,
@@ -13,15 +13,23 @@ VNI that is not ours are not looked at: they are somebody else's. A packet to 12
 before conntrack translates replies: bridges with published ports have route_localnet on.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+import functools
+from collections.abc import Iterable, Iterator, Sequence, Set
 
+from meshd import config
 from meshd.model import Endpoint, Network
+from meshd.plan import names
 from meshd.plan.elements import Element, Elements, commands, data, declarations, element
 from meshd.plan.publish import Publication
 
-TABLE = "meshd"
 VNI_BYTES = 3
 LINK_LOCAL = bytes.fromhex("fe80000000000000")
+
+_USUAL_PORTS = (config.GOSSIP_PORT, config.VXLAN_PORT)
+_BRIDGES = f'"{names.BRIDGE}*"'
+_ANYBODYS = f"iifname {_BRIDGES}"
+"""Where this is not the usual VXLAN port there may be a second cluster on this host, whose containers must not speak
+with our members in this host's name, nor ours with its."""
 
 _INET = """\
 	chain raw {
@@ -45,8 +53,8 @@ _INET = """\
 		oifname @internal drop
 		iifname @bridges oifname @bridges ct status dnat accept
 		iifname @bridges oifname @bridges drop
-		iifname @bridges udp dport CLOSED_UDP drop
-		iifname @bridges tcp dport GOSSIP_PORT drop
+		FROM_CONTAINERS OUTWARD udp dport CLOSED_UDP drop
+		FROM_CONTAINERS OUTWARD tcp dport CLOSED_TCP drop
 		oifname @bridges ct state established,related accept
 		oifname @bridges ct status dnat accept
 		oifname @bridges drop
@@ -55,8 +63,8 @@ _INET = """\
 	chain input {
 		type filter hook input priority filter; policy accept;
 		iifname @internal drop
-		iifname @bridges udp dport CLOSED_UDP drop
-		iifname @bridges tcp dport GOSSIP_PORT drop
+		FROM_CONTAINERS udp dport CLOSED_UDP drop
+		FROM_CONTAINERS tcp dport CLOSED_TCP drop
 		udp dport VXLAN_PORT @th,96,24 @vnis jump vxlan
 	}
 
@@ -136,20 +144,30 @@ _BRIDGE = """\
 
 def render(*, gossip_port: int, vxlan_port: int) -> str:
     """Return both tables with empty sets, ports UDP (gossip: and TCP) as numbers."""
-    closed = sorted({gossip_port, vxlan_port})
-    rules = _INET.replace(
-        "CLOSED_UDP", "{ " + ", ".join(map(str, closed)) + " }" if closed[1:] else str(closed[0])
-    )
-    rules = rules.replace("GOSSIP_PORT", str(gossip_port)).replace("VXLAN_PORT", str(vxlan_port))
+    usual = vxlan_port == config.VXLAN_PORT
+    says = {
+        "CLOSED_UDP": _ports({gossip_port, vxlan_port, *(() if usual else _USUAL_PORTS)}),
+        "CLOSED_TCP": _ports({gossip_port, *(() if usual else _USUAL_PORTS[:1])}),
+        "VXLAN_PORT": str(vxlan_port),
+        "FROM_CONTAINERS OUTWARD": "iifname @bridges" if usual else f"{_ANYBODYS} oifname != {_BRIDGES}",
+        "FROM_CONTAINERS": "iifname @bridges" if usual else _ANYBODYS,
+    }
+    rules = functools.reduce(lambda text, word: text.replace(word, says[word]), says, _INET)
+    table = names.table(vxlan_port)
     return "\n".join(
-        f"table {family} {TABLE} {{\n" + "\n".join(declarations(family)) + "\n" + text + "}"
+        f"table {family} {table} {{\n" + "\n".join(declarations(family)) + "\n" + text + "}"
         for family, text in (("inet", rules), ("bridge", _BRIDGE))
     ) + "\n"  # fmt: skip
 
 
-def script(text: str, elements: Elements) -> str:
+def _ports(numbers: Set[int]) -> str:
+    listed = sorted(numbers)
+    return "{ " + ", ".join(map(str, listed)) + " }" if listed[1:] else str(listed[0])
+
+
+def script(text: str, elements: Elements, table: str = names.MARK) -> str:
     """Return what nft reads to make the tables with these elements; "" for no table."""
-    return text + commands(elements, TABLE) if text else ""
+    return text + commands(elements, table) if text else ""
 
 
 def network_elements(bridge: str, network: Network, also: Sequence[str] = ()) -> Elements:

@@ -7,8 +7,9 @@ thing the same way and find it again. It must not know what is programmed, nor r
 import functools
 import hashlib
 from collections.abc import Iterable
+from typing import NamedTuple
 
-from meshd.config import NEXTHOP_BASE
+from meshd.config import NEXTHOP_BASE, NEXTHOP_BASE_OTHERS, VXLAN_PORT
 from meshd.model import ID_BYTES, EndpointId, HostId, NetworkId
 
 MARK = "meshd"
@@ -23,7 +24,37 @@ VXLAN, VETH, PEER, GUEST, SHIM = "mv", "mh", "mp", "mu", "ms"
 PREFIXES = (HOST, BRIDGE, VXLAN, VETH, PEER, GUEST, SHIM)
 NEXTHOP_SLOTS = 1 << 23
 GROUP_OFFSET = NEXTHOP_SLOTS
-"""A host's group id is its nexthop id plus this: base + [0, 2**23) are nexthops, the next 2**23 groups."""
+"""A host's group id is its nexthop id plus this."""
+
+_PORT_HIGH_SHIFT, _PORT_LOW_BITS, _PORT_LOW_SHIFT = 24, 9, 14
+"""Where a VXLAN port is in the nexthop ids of a cluster that is not on the usual one; GROUP_OFFSET is between."""
+
+
+class NexthopIds(NamedTuple):
+    """Which nexthop ids are a cluster's: ``base`` + [0, ``slots``), and so many from ``base`` + GROUP_OFFSET on."""
+
+    base: int
+    slots: int
+
+    def __contains__(self, number: object) -> bool:
+        """Tell whether an id is one of these."""
+        return isinstance(number, int) and 0 <= (number & ~GROUP_OFFSET) - self.base < self.slots
+
+
+def nexthops_of(vxlan_port: int) -> NexthopIds:
+    """Return the ids of the cluster on a VXLAN port. Two clusters on one host have two ports, and no id in common."""
+    if vxlan_port == VXLAN_PORT:
+        return NexthopIds(NEXTHOP_BASE, NEXTHOP_SLOTS)
+    low = vxlan_port & (1 << _PORT_LOW_BITS) - 1
+    high = vxlan_port >> _PORT_LOW_BITS
+    return NexthopIds(
+        NEXTHOP_BASE_OTHERS | high << _PORT_HIGH_SHIFT | low << _PORT_LOW_SHIFT, 1 << _PORT_LOW_SHIFT
+    )
+
+
+def table(vxlan_port: int) -> str:
+    """Name the nftables tables of the cluster on a VXLAN port."""
+    return MARK if vxlan_port == VXLAN_PORT else f"{MARK}-{vxlan_port}"
 
 
 def overlay_bridge(network: NetworkId) -> str:
@@ -160,23 +191,27 @@ GUEST_ALIAS_COLONS = 3
 
 
 @functools.lru_cache(maxsize=1 << 16)
-def _slot(host: HostId) -> int:
-    return int.from_bytes(hashlib.blake2b(host, digest_size=4).digest(), "big") % NEXTHOP_SLOTS
+def _hash(host: HostId) -> int:
+    return int.from_bytes(hashlib.blake2b(host, digest_size=4).digest(), "big")
 
 
-def nexthop_ids(hosts: Iterable[HostId]) -> dict[HostId, int]:
+def nexthop_ids(hosts: Iterable[HostId], vxlan_port: int = VXLAN_PORT) -> dict[HostId, int]:
     """Assign each host the id of its FDB nexthop; its group's is that plus GROUP_OFFSET.
 
-    NEXTHOP_BASE + 23 bits of a hash of the host's id. Where two fall on one slot (6 % of clusters of 1,000
+    The cluster's base + bits of a hash of the host's id. Where two fall on one slot (6 % of clusters of 1,000
     hosts have such a pair) the higher host id takes the next free one, so the result depends on the set of
-    hosts and not on the order in which they were heard of.
+    hosts and not on the order in which they were heard of. Raises ValueError for more hosts than there are slots.
     """
+    base, slots = nexthops_of(vxlan_port)
     taken: dict[int, HostId] = {}
     ids: dict[HostId, int] = {}
-    for host in sorted(hosts):
-        slot = _slot(host)
+    ordered = sorted(hosts)
+    if len(ordered) > slots:
+        raise ValueError(f"{len(ordered)} hosts have no {slots} nexthop ids")
+    for host in ordered:
+        slot = _hash(host) % slots
         while slot in taken:
-            slot = (slot + 1) % NEXTHOP_SLOTS
+            slot = (slot + 1) % slots
         taken[slot] = host
-        ids[host] = NEXTHOP_BASE + slot
+        ids[host] = base + slot
     return ids

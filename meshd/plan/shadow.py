@@ -10,6 +10,8 @@ or older state after a restart deletes nothing. All else that is not wanted wait
 
 from collections.abc import Iterable, Mapping, Set
 
+import msgspec
+
 from meshd.errors import KernelError
 from meshd.model import HOST_NETNS, Attachment, Endpoint, EndpointId, HostFacts, HostId, NetworkId
 from meshd.plan import kernels, names, wording
@@ -88,7 +90,7 @@ class Shadow:
         parts = desired_parts(view)
         for network_id in self._want.keys() | parts.keys():
             self._replace(view, network_id, parts.get(network_id, Part(network_id)), found)
-        self._ids, self._hosts = names.nexthop_ids(view.hosts), dict(view.hosts)
+        self._ids, self._hosts = names.nexthop_ids(view.hosts, view.vxlan_port), dict(view.hosts)
         whole = merged(view, self._want)
         whole.gates = gates(view, whole.firewall, found.gates)
         self._text, self._members = whole.firewall, member_elements(view) if whole.firewall else {}
@@ -245,6 +247,14 @@ class Shadow:
         desired = merged(view, parts)
         desired.gates = gates(view, desired.firewall, dump.ours.gates)
         result = findings(desired, dump, refused)
+        table = names.table(view.vxlan_port)
+        for found in result.values() if table != names.MARK else ():
+            found[:] = [
+                msgspec.structs.replace(one, what=wording.in_table(one.what, table))
+                if one.object == wording.NFT
+                else one
+                for one in found
+            ]
         result["missing"] += [finding for part in parts.values() for finding in part.omitted.values()]
         for kernel in (dump.ours, *(part.kernel for part in parts.values())):
             kernels.let_go(kernel)
@@ -260,7 +270,7 @@ class Shadow:
         """Assign nexthop ids anew if the set of hosts changed; tell whether a known host's id moved."""
         if view.hosts.keys() == self._ids.keys():
             return False
-        before, self._ids = self._ids, names.nexthop_ids(view.hosts)
+        before, self._ids = self._ids, names.nexthop_ids(view.hosts, view.vxlan_port)
         return any(self._ids.get(host, id_) != id_ for host, id_ in before.items())
 
     def _change_endpoints(

@@ -2,6 +2,7 @@
 
 from meshd.model import text_ip, text_mac
 from meshd.plan import elements
+from meshd.plan.names import MARK
 from meshd.plan.objects import Addr, FdbKey, FdbTarget, Gate, NeighKey, Nexthop, Route
 from meshd.plan.ops import (
     DelAddr,
@@ -29,7 +30,8 @@ from meshd.plan.ops import (
 Named = tuple[str, str]
 """``object`` and ``what`` of a Finding; the same for an object and for every op on it."""
 
-FIREWALL: Named = ("nft", "tables inet meshd and bridge meshd")
+NFT = "nft"
+FIREWALL: Named = (NFT, "tables inet meshd and bridge meshd")
 
 FOUGHT_OVER = "another program undoes it again and again, so it is left alone for now"
 
@@ -83,12 +85,12 @@ def neigh(key: NeighKey) -> Named:
 
 def element(value: elements.Element) -> Named:
     """Name an element of a set or map."""
-    return "nft", f"element {elements.SETS[value.set].family} meshd {value.set} {{ {elements.text(value)} }}"
+    return NFT, f"element {elements.SETS[value.set].family} {MARK} {value.set} {{ {elements.text(value)} }}"
 
 
 def gate(value: Gate) -> Named:
     """Name our accepts in somebody else's chain."""
-    return "nft", f"accepts for our bridges in chain {value.family} {value.table} {value.chain}"
+    return NFT, f"accepts for our bridges in chain {value.family} {value.table} {value.chain}"
 
 
 def of(op: Op) -> Named:
@@ -120,6 +122,12 @@ def of(op: Op) -> Named:
             return gate(op.gate)
 
 
-def text(named: Named) -> str:
-    """Say it as one phrase, as `ip` or `bridge` would: ``fdb 02:.. dev mv01234567 self``."""
-    return " ".join(named)
+def in_table(what: str, table: str) -> str:
+    """Say something of kind "nft" of the tables of that name; it is kept as of those of the usual one."""
+    return what.replace(f" {MARK}", f" {table}")
+
+
+def text(named: Named, table: str = MARK) -> str:
+    """Say it as one phrase, as `ip` or `bridge` would: ``fdb 02:.. dev mv01234567 self``. ``table``: names.table."""
+    kind, what = named
+    return f"{kind} {in_table(what, table) if kind == NFT else what}"

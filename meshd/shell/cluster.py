@@ -53,7 +53,7 @@ from meshd.node import (
     StreamProbeWanted,
     SyncWanted,
 )
-from meshd.plan import desired, wording
+from meshd.plan import desired, names, wording
 from meshd.plan.aged import aged, failed_since
 from meshd.plan.forwarding import Forwarding, advice
 from meshd.plan.ops import Op
@@ -139,6 +139,7 @@ class Cluster:
         self.repairs: Counter[str] = Counter()  # kernel objects repaired, by kind (wording.Named)
         self._disk = disk
         self._nhid = nhid
+        self._table = names.table(settings.vxlan.port)
         self._gossip_port = gossip_port
         self._durable: set[tuple[Key, Version]] = set()
         self._sequence = store.own_sequence(me)
@@ -446,7 +447,7 @@ class Cluster:
         """Tell of kernel objects that somebody else had changed and that are as they should be again."""
         named = list(dict.fromkeys(wording.of(op) for op in ops))
         self.repairs.update(kind for kind, _ in named)
-        shown = [wording.text(each) for each in named[:REPAIRS_NAMED_MAX]]
+        shown = [wording.text(each, self._table) for each in named[:REPAIRS_NAMED_MAX]]
         log.warning("kernel repaired", count=len(named), objects=shown)
         self.events.publish("kernel-repaired", count=len(named), objects=shown)
 
@@ -457,7 +458,7 @@ class Cluster:
             del self.alarms["kernel-fight"]
             self.events.publish("kernel-fight-over")
             return
-        shown = [wording.text(each) for each in sorted(objects)[:REPAIRS_NAMED_MAX]]
+        shown = [wording.text(each, self._table) for each in sorted(objects)[:REPAIRS_NAMED_MAX]]
         more = len(objects) - len(shown)
         text = f"another program changes what meshd sets: {'; '.join(shown)}" + (
             f" and {more} more" if more else ""

@@ -52,7 +52,7 @@ class OwnAddress:
         cluster = self._cluster
         try:
             underlay = await cluster.reconciler.in_kernel_thread(
-                cluster.kernel.underlay, cluster.settings.gossip.bind
+                cluster.kernel.underlay, cluster.settings.gossip.bind, cluster.mark
             )
             if underlay.address != self._address.host:
                 self._move(Address(underlay.address, self._address.port))

@@ -20,7 +20,7 @@ from conftest import Netns
 
 from meshd.kernel import nfttool
 from meshd.kernel.echoes import Echoes
-from meshd.kernel.nft import TABLE, Firewall
+from meshd.kernel.nft import Firewall
 from meshd.kernel.nftelements import put
 from meshd.model import Endpoint
 from meshd.plan import names
@@ -67,7 +67,7 @@ def measure(netns, size, rounds):
         spent["netlink, in and out"].append(
             timed(netns.call, firewall.change, one, {}) + timed(netns.call, firewall.change, {}, one)
         )
-        text = commands(one, TABLE)
+        text = commands(one, names.MARK)
         add = timed(netns.call, lambda text=text: nfttool.run(echoes, ["-f", "-"], text))
         out = text.replace("add element", "delete element")
         spent["nft -f, its elements"].append(
@@ -85,7 +85,9 @@ def main():
     parser.add_argument("--rounds", type=int, default=30)
     rounds = parser.parse_args().rounds
     one = endpoint(1)
-    print(f"one more endpoint: {len(one)} elements in {len(put(TABLE, one))} messages of one transaction")
+    print(
+        f"one more endpoint: {len(one)} elements in {len(put(names.MARK, one))} messages of one transaction"
+    )
     netns = Netns()
     try:
         found = {size: measure(netns, size, rounds) for size in SIZES}

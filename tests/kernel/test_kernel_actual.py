@@ -70,6 +70,9 @@ FOREIGN = {
     ],
     ("address", f"10.99.0.1/24 dev {BRIDGE}"): [f"ip addr add 10.99.0.1/24 dev {BRIDGE}"],
     ("address", f"10.99.0.1/24 dev {VETH}"): [f"ip addr add 10.99.0.1/24 dev {VETH}"],
+    ("nexthop", f"id {0x90D48000 + 5}"): [
+        f"ip nexthop add id {0x90D48000 + 5} via 192.0.2.9 fdb protocol 109"
+    ],
     ("nexthop", f"id {0x6D000000 + 5}"): [f"ip nexthop add id {0x6D000000 + 5} via 192.0.2.9 fdb"],
     ("link", "mo99999999"): ["ip link add mo99999999 type bridge"],
     ("link", "odd0"): [

@@ -121,6 +121,25 @@ def test_accepts_for_the_devices_names_of_an_earlier_version_go(host):
     assert sum('"mx*"' in line for line in ours(host, gate)) == 1
 
 
+def test_two_clusters_on_one_host_have_accepts_of_their_own(host):
+    host.run("nft", "-f", "-", input=UFW)
+    gate = CASES["ufw"][1]
+    other = host.call(Namespace, 8472)
+    try:
+        do(host, OpenGate(gate))
+        assert host.call(other._gates.read) == {gate: GateState(shut=True, accepts=0)}
+        assert host.call(other.apply, [OpenGate(gate)]) == []
+        assert (
+            gates(host) == host.call(other._gates.read) == {gate: GateState(shut=True, accepts=GATE_ACCEPTS)}
+        )
+        do(host, LeaveGate(gate))
+        assert gates(host) == {gate: GateState(shut=True, accepts=0)}
+        assert host.call(other._gates.read) == {gate: GateState(shut=True, accepts=GATE_ACCEPTS)}
+        assert all("meshd-8472: open_forward" in line for line in ours(host, gate))
+    finally:
+        other.close()
+
+
 def test_an_open_chain_is_none_of_ours_and_no_table_of_ours_is_looked_at(host):
     host.run("nft", "-f", "-", input=OPEN)
     assert gates(host) == {}

@@ -1,7 +1,7 @@
 """Which address carries the overlay, and what the host routes itself."""
 
 import pytest
-from layout import ALIAS
+from layout import ALIAS, MARK
 
 from meshd.errors import ConfigError
 from meshd.kernel.namespace import Namespace
@@ -27,7 +27,7 @@ def route(host, *words):
 
 
 def underlay(host, bind=None):
-    return host.call(host.kernel.underlay, bind)
+    return host.call(host.kernel.underlay, bind, MARK)
 
 
 @pytest.mark.parametrize(
@@ -116,10 +116,12 @@ def test_the_hosts_own_prefixes_are_told_and_nothing_that_all_have(host):
     )
 
 
-def test_prefixes_on_our_own_devices_are_not_the_hosts(host):
+def test_prefixes_on_our_own_devices_are_not_the_hosts_and_those_on_another_clusters_are(host):
     host.run("ip", "link", "add", "mo00000001", "type", "bridge")
     host.run("ip", "addr", "add", "10.9.0.1/24", "dev", "mo00000001")
     host.run("ip", "link", "set", "mo00000001", "up")
     assert "10.9.0.0/24" in underlay(host, "192.0.2.10").routes
     host.run("ip", "link", "set", "mo00000001", "alias", ALIAS)
     assert "10.9.0.0/24" not in underlay(host, "192.0.2.10").routes
+    host.run("ip", "link", "set", "mo00000001", "alias", ALIAS.replace(MARK, "ffffffff"))
+    assert "10.9.0.0/24" in underlay(host, "192.0.2.10").routes

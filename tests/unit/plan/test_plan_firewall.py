@@ -54,8 +54,18 @@ def test_the_rules_depend_on_two_ports_and_nothing_else():
         world.endpoint(f"e{n}", BLUE, A, f"10.1.0.{n}")
     world.networks[LAN] = BRIDGE
     assert desired(world.view()).firewall == few == table()
-    assert "udp dport { 7000, 8472 } drop" in table(gossip=7000, vxlan=8472)
-    assert "udp dport 7000 drop" in table(gossip=7000, vxlan=7000)
+    assert "iifname @bridges udp dport { 4789, 7000 } drop" in table(gossip=7000)
+    assert "iifname @bridges tcp dport 7000 drop" in table(gossip=7000)
+
+
+def test_on_another_port_the_tables_have_another_name_and_no_cluster_s_containers_speak_for_its_host():
+    text = table(gossip=7000, vxlan=8472)
+    assert "table inet meshd-8472 {" in text
+    assert "table bridge meshd-8472 {" in text
+    assert 'iifname "mo*" oifname != "mo*" udp dport { 4789, 7000, 7947, 8472 } drop' in text
+    assert 'iifname "mo*" oifname != "mo*" tcp dport { 7000, 7947 } drop' in text
+    assert "FROM" not in text
+    assert "udp dport 8472 @th,96,24 @vnis jump vxlan" in text
 
 
 def test_without_networks_there_is_neither_table_nor_element():

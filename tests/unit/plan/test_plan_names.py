@@ -1,12 +1,13 @@
 """Names, MACs and nexthop ids follow from ids alone."""
 
+import hashlib
 import random
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from meshd.config import NEXTHOP_BASE
+from meshd.config import NEXTHOP_BASE, VXLAN_PORT
 from meshd.plan import names
 
 NETWORK = bytes.fromhex("0123456789abcdef0123456789abcdef")
@@ -80,7 +81,7 @@ def test_nexthop_ids_do_not_depend_on_the_order_in_which_hosts_were_heard_of(hos
 
 
 def test_hosts_that_hash_alike_get_different_ids_and_the_lower_host_id_keeps_its_own(monkeypatch):
-    monkeypatch.setattr(names, "_slot", lambda host: names.NEXTHOP_SLOTS - 1)
+    monkeypatch.setattr(names, "_hash", lambda host: names.NEXTHOP_SLOTS - 1)
     ids = names.nexthop_ids([b"c" * 16, b"a" * 16, b"b" * 16])
     assert ids == {
         b"a" * 16: NEXTHOP_BASE + names.NEXTHOP_SLOTS - 1,
@@ -97,3 +98,28 @@ def test_nexthops_and_groups_of_many_hosts_never_share_an_id():
     assert not set(ids.values()) & groups
     assert all(NEXTHOP_BASE <= id_ < NEXTHOP_BASE + 2**23 for id_ in ids.values())
     assert max(groups) < 2**32
+
+
+@given(st.tuples(st.integers(1, 65535), st.integers(1, 65535)))
+def test_two_clusters_on_one_host_have_no_nexthop_id_in_common(ports):
+    hosts = [hashlib.sha256(bytes([n])).digest()[:16] for n in range(50)]
+    used = []
+    for port in {*ports, VXLAN_PORT}:
+        singles = set(names.nexthop_ids(hosts, port).values())
+        every = singles | {id_ + names.GROUP_OFFSET for id_ in singles}
+        assert len(every) == 100
+        assert all(id_ in names.nexthops_of(port) for id_ in every)
+        assert all(0 < id_ < 2**32 for id_ in every)
+        used.append((port, every))
+    for port, _ in used:
+        for other, ids in used:
+            assert port == other or not any(id_ in names.nexthops_of(port) for id_ in ids)
+
+
+def test_more_hosts_than_ids_are_refused_and_not_searched_for_ever():
+    with pytest.raises(ValueError, match="16385 hosts"):
+        names.nexthop_ids((n.to_bytes(16, "big") for n in range(16385)), 8472)
+
+
+def test_tables_are_named_by_the_port():
+    assert (names.table(VXLAN_PORT), names.table(8472)) == ("meshd", "meshd-8472")

@@ -363,7 +363,7 @@ def test_a_network_that_was_down_once_has_its_peers_rows_protected_again():
 
 
 def test_hosts_whose_nexthop_ids_move_get_all_their_rows_moved(monkeypatch):
-    monkeypatch.setattr(names, "_slot", lambda host: 7)
+    monkeypatch.setattr(names, "_hash", lambda host: 7)
     bench = Bench(blue_on_two_hosts(hosts={A: HOSTS[A], C: HOSTS[C]}))
     bench.world.endpoint("cache", BLUE, C, "10.1.0.130")
     bench.plug("web")
