@@ -6,13 +6,14 @@ sync settles it for both, so where each has opened one, that of the lower id goe
 """
 
 from collections import Counter, deque
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Sequence
 from contextlib import aclosing, asynccontextmanager
 
 import structlog
 import trio
 
 from meshd.config import (
+    ITEMS_AT_ONCE,
     STREAM_CONNECT_S,
     STREAM_RECORD_BYTES,
     STREAMS_INBOUND,
@@ -130,10 +131,13 @@ class Streams:
         raise WireError("cut-short")
 
     async def _react(self, conversation: "Conversation", session: SyncSession, message: Message) -> None:
-        """Send each answer as it is made: all pages of 100,000 items at once would hold up the loop for a second."""
-        for answer in session.receive(message):
-            await conversation.send([answer])
-        self._gossip.pump()
+        """Send each answer as it is made, take a page a few items at a time: all pages of 100,000 items at once would
+        hold up the loop for a second, and one page of 256 for 25 ms."""
+        for part in _parts(message):
+            for answer in session.receive(part):
+                await conversation.send([answer])
+            self._gossip.pump()
+            await trio.lowlevel.checkpoint()
 
     # --- this host opens ------------------------------------------------------------------------------------
     async def sync(self, peer: HostId, address: Address) -> None:
@@ -266,6 +270,15 @@ class Conversation:
         if out:
             with trio.fail_after(SYNC_TIMEOUT_S):
                 await self._stream.send_all(out)
+
+
+def _parts(message: Message) -> Iterator[Message]:
+    """Cut a page of items into some of ITEMS_AT_ONCE."""
+    if not isinstance(message, News):
+        yield message
+        return
+    for start in range(0, len(message.items), ITEMS_AT_ONCE):
+        yield News(items=message.items[start : start + ITEMS_AT_ONCE])
 
 
 def _words(error: BaseException) -> str:

@@ -1,12 +1,14 @@
 """Streams between two cores over real TCP on loopback: how a large difference is settled."""
 
 import os
+from itertools import pairwise
 from random import Random
 from types import SimpleNamespace
 
 import pytest
 import trio
 
+from meshd.config import ITEMS_AT_ONCE
 from meshd.model import Address, Item, Kind, MemberFacts, Network, Subnet, Version
 from meshd.node import Node
 from meshd.shell.streams import Streams
@@ -50,7 +52,10 @@ class End:
                 return Channel.responder(self.me, session, RING, os.urandom)
             return Channel.initiator(self.me, session, RING, os.urandom, peer)
 
-        gossip = SimpleNamespace(node=self.node, now=trio.current_time, pump=lambda: None)
+        self.pumped = [0]  # items received by then
+        gossip = SimpleNamespace(
+            node=self.node, now=trio.current_time, pump=lambda: self.pumped.append(self.received)
+        )
         self.streams = Streams(gossip, channel, listener)
 
     @property
@@ -90,3 +95,24 @@ async def test_where_we_cannot_connect_theirs_goes_on(ends):
         assert one.ended == [False]
         await two.streams.sync(one.me, one.address)
     assert one.store.digest == two.store.digest
+
+
+async def test_the_loop_has_its_turn_every_few_items_of_a_page(ends, nursery):
+    one, two = ends
+    turns = 0
+
+    async def other():
+        nonlocal turns
+        while True:
+            await trio.lowlevel.checkpoint()
+            turns += 1
+
+    nursery.start_soon(other)
+    await one.streams.sync(two.me, two.address)
+    while two.received < ITEMS:
+        await trio.lowlevel.checkpoint()
+    for end in ends:
+        assert max(b - a for a, b in pairwise(end.pumped)) <= ITEMS_AT_ONCE
+    assert turns >= ITEMS / ITEMS_AT_ONCE
+    assert one.store.digest == two.store.digest
+    nursery.cancel_scope.cancel()
