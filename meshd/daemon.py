@@ -68,6 +68,7 @@ from meshd.shell.cluster import Cluster, cluster_id
 from meshd.shell.gossip import Gossip, bind, keep_junk_out
 from meshd.shell.journal import DiskWriter, Journal
 from meshd.shell.notify import keep_told, notify, notify_surely, status_line
+from meshd.shell.orphans import Orphans
 from meshd.shell.ownaddress import OwnAddress
 from meshd.shell.reconcile import Reconciler
 from meshd.shell.reload import reload
@@ -283,12 +284,14 @@ async def _keep_house(cluster: Cluster) -> None:
     checked = cluster.now()
     limits_first: dict[int, NeighLimit] = {}
     moved: set[EndpointId] = set()
+    orphans = Orphans()
     while True:
         await trio.sleep(HOUSEKEEPING_S)
         now = cluster.now()
         try:
             await attach.release_vanished(cluster, cluster.reconciler.vanished(now))
             await attach.release_vanished(cluster, await _never_moved(cluster, moved))
+            _tell_orphans(cluster, await orphans.look(cluster))
             await networks.finish_removals(cluster)
             await _ensure_bridge(cluster)
             if cluster.node.in_sync(now):
@@ -306,6 +309,14 @@ async def _keep_house(cluster: Cluster) -> None:
         except MeshdError as error:
             log.warning("housekeeping", error=error.what)
         cluster.mtu.look(cluster)
+
+
+def _tell_orphans(cluster: Cluster, said: str) -> None:
+    """Raise or take back the alarm about endpoints that lost their device with its parent."""
+    if said:
+        cluster.alarm("parent-gone", said)
+    else:
+        cluster.calm("parent-gone")
 
 
 async def _ensure_bridge(cluster: Cluster) -> None:

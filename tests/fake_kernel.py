@@ -21,10 +21,11 @@ class FakeKernel:
         self.dumps = 0
         self.refuse = {}
         self.foreign = []
+        self.devices = {}
 
     def dump(self, cluster_mark):
         self.dumps += 1
-        return Dump(copy.deepcopy(self.state), list(self.foreign))
+        return Dump(copy.deepcopy(self.state), list(self.foreign), dict(self.devices))
 
     def apply(self, todo):
         self.log.append(list(todo))

@@ -53,7 +53,9 @@ def by_id(endpoints: list[dict[str, Any]], wanted: str) -> dict[str, Any]:
 
 def lines(found: dict[str, Any]) -> list[str]:
     """Return one endpoint for people."""
-    return pairs((name, value) for name, value in found.items() if name != "plumb")
+    return pairs(
+        (name, value) for name, value in found.items() if name != "plumb" and (name != "why" or value)
+    )
 
 
 def _row(found: dict[str, Any]) -> list[object]:

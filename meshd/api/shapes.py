@@ -64,7 +64,7 @@ class NetworkDetail(NetworkShape, frozen=True):
 
 class EndpointShape(msgspec.Struct, frozen=True):
     """``host`` is a name, which two hosts may share; ``host_id`` is not. ``state``: "up", or "stale" while its
-    host is failed."""
+    host is failed, or its device went with the network card that it was on; ``why`` then says more."""
 
     id: str
     network: str
@@ -78,6 +78,7 @@ class EndpointShape(msgspec.Struct, frozen=True):
     published: list[str]
     host_id: str
     network_id: str
+    why: str
 
 
 class RouteShape(msgspec.Struct, frozen=True):

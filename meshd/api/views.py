@@ -172,6 +172,7 @@ class EndpointView:
         self._shown = networks.shown(cluster)
         self._items = {item.id: item for item in networks.live(cluster)}
         self._layouts: dict[NetworkId, Layout] = {}  # of the networks that were asked for
+        self._orphans = cluster.reconciler.orphans()
         self._failed = {found.id for found in cluster.members.values() if found.state == State.FAILED}
 
     def show(self, endpoint_id: EndpointId, endpoint: Endpoint) -> EndpointShape:
@@ -184,8 +185,9 @@ class EndpointView:
 
     def _fields(
         self, endpoint_id: EndpointId, endpoint: Endpoint
-    ) -> tuple[str, str, str, str, list[str], list[str], str, str, str, list[str], str, str]:
+    ) -> tuple[str, str, str, str, list[str], list[str], str, str, str, list[str], str, str, str]:
         """Give EndpointShape's fields, in its order."""
+        why = self._orphans.get(endpoint_id, "its host is failed" if endpoint.host in self._failed else "")
         return (
             text_id(endpoint_id),
             self._shown.get(endpoint.network, text_id(endpoint.network)),
@@ -195,10 +197,11 @@ class EndpointView:
             self._ips(endpoint),
             text_mac(endpoint.mac),
             endpoint.ifname,
-            "stale" if endpoint.host in self._failed else "up",
+            "stale" if why else "up",
             list(endpoint.published),
             text_id(endpoint.host),
             text_id(endpoint.network),
+            why,
         )
 
     def _ips(self, endpoint: Endpoint) -> list[str]:

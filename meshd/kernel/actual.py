@@ -70,7 +70,7 @@ def _foreign(found: Dump, kind: str, what: str, why: str) -> None:
 def _links(link: netlink.Netlink, mark: str, found: Dump) -> dict[int, linkdump.Seen]:
     """Read the devices; return those that are ours by ifindex."""
     everything = linkdump.parse_all(link.dump(linkdump.dump_request()))
-    by_index = {seen.ifindex: seen.name for seen in everything}
+    by_index = found.devices = {seen.ifindex: seen.name for seen in everything}
     ours: dict[int, linkdump.Seen] = {}
     for seen in everything:
         if names.alias_network(seen.alias, mark) is None:

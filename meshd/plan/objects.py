@@ -188,7 +188,8 @@ class Finding(msgspec.Struct, frozen=True):
 
 class Dump(msgspec.Struct):
     """What a dump found: ``ours`` is compared, ``foreign`` is on our devices without our mark: reported,
-    never touched."""
+    never touched. ``devices``: everybody's, ifindex -> name."""
 
     ours: Kernel
     foreign: list[Finding] = []
+    devices: dict[int, str] = {}

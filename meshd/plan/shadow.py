@@ -54,6 +54,7 @@ from meshd.plan.ops import (
     RenameLink,
     SetFirewall,
 )
+from meshd.plan.orphans import orphans
 from meshd.plan.part import Part, add_local, add_remotes, has_rival, remote_rows, remove_local, remove_remote
 from meshd.plan.view import View
 
@@ -62,7 +63,8 @@ _DELETIONS = (DelAddr, DelElement, DelFdb, DelLink, DelNeigh, DelNexthop, DelRou
 
 class Shadow:
     """``have``: what the kernel is believed to hold. ``failed``: what it refused since the last comparison.
-    ``vanished``: local endpoints whose link is not there, and since when (monotonic seconds). ``withheld``:
+    ``vanished``: local endpoints whose link is not there, and since when (monotonic seconds); ``orphans``: those of
+    them whose parent took it along, and why in words. ``withheld``:
     something is there that is not wanted and may not be deleted yet. ``fights``: what another program undoes
     again and again."""
 
@@ -70,6 +72,7 @@ class Shadow:
         self.have = Kernel()
         self.failed: dict[Op, KernelError] = {}
         self.vanished: dict[EndpointId, float] = {}
+        self.orphans: dict[EndpointId, str] = {}
         self.withheld = False
         self.fights = Fights()
         self._unwanted = Kernel()  # is there, as far as is known
@@ -82,8 +85,16 @@ class Shadow:
         self._text = ""  # what the firewall's tables should have been set from
         self._hosts: dict[HostId, HostFacts] = {}
 
-    def compare(self, view: View, found: Kernel, now: float, *, deletions: bool) -> tuple[list[Op], list[Op]]:
-        """Take in what a dump found to be ours. Returns everything to be done, and which of it repairs: what was
+    def compare(
+        self,
+        view: View,
+        found: Kernel,
+        now: float,
+        *,
+        deletions: bool,
+        devices: Mapping[int, str] | None = None,
+    ) -> tuple[list[Op], list[Op]]:
+        """Take in what a dump found to be ours, and all ``devices``: see objects.Dump. Returns everything to be done, and which of it repairs: what was
         right here and somebody else changed. All that is wanted is worked out anew; what failed is tried again,
         but for what somebody fights over: that counts as refused for the time being.
         """
@@ -97,6 +108,7 @@ class Shadow:
         before, self.have, self.failed = self.have, found, {}
         self._note_vanished(view, whole, now)
         self._of_port, self._plugged = _by_port(found), dict(view.attachments)
+        self.orphans = orphans(self.vanished, view.attachments, devices or {})
         self._gone = kernels.overlap(self._gone, found)
         self._unwanted = kernels.beyond(found, whole)
         self.withheld = not deletions and kernels.size(self._unwanted) > 0
@@ -255,6 +267,12 @@ class Shadow:
                 else one
                 for one in found
             ]
+        lost = orphans(view.attachments, view.attachments, dump.devices)
+        why = {wording.link(view.attachments[id_].host_if): told for id_, told in lost.items()}
+        result["missing"] = [
+            Finding(one.object, one.what, why.get((one.object, one.what), one.why))
+            for one in result["missing"]
+        ]
         result["missing"] += [finding for part in parts.values() for finding in part.omitted.values()]
         for kernel in (dump.ours, *(part.kernel for part in parts.values())):
             kernels.let_go(kernel)
@@ -360,6 +378,7 @@ class Shadow:
         """Take a local endpoint's link for there, and have what the kernel refused of its network tried again
         now: whoever attaches waits for the outcome. Tell whether there is any."""
         self.vanished.pop(id_, None)
+        self.orphans.pop(id_, None)
         link = attachment.host_if
         if self._plugged.get(id_) is not attachment and attachment.netns_cookie != HOST_NETNS:
             self._plugged[id_] = attachment

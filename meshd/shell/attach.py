@@ -30,7 +30,7 @@ from meshd.model import (
 from meshd.plan import desired, elements, names, ops
 from meshd.plan.objects import Link
 from meshd.plan.publish import parse_all
-from meshd.shell import hostaccess, lan, networks, publish, space, vxlans
+from meshd.shell import hostaccess, lan, networks, orphans, publish, space, vxlans
 from meshd.shell.detach import (
     delete_link,
     detach,
@@ -124,7 +124,8 @@ async def attach(cluster: ClusterLike, request: AttachRequest) -> Attached:
         network = networks.resolve(cluster, request.network)
         held = _held(cluster, *place)
         if held is not None:
-            return _same(cluster, held, network, request)
+            same = _same(cluster, held, network, request)
+            return await _again(cluster, same) if held in cluster.reconciler.orphans() else same
         facts = networks.facts(network)
         if facts.removing:
             raise Conflict(f"network {facts.name} is being removed", "choose another network")
@@ -201,6 +202,37 @@ def _same(cluster: ClusterLike, held: EndpointId, network: Item, request: Attach
         what = f"{request.ifname} of this namespace is attached to network {request.network} already"
         raise Conflict(f"{what}: {'; '.join(differing)}", "detach it first to change that")
     return Attached(held, endpoint, attachment, network, created=False)
+
+
+async def _again(cluster: ClusterLike, same: Attached) -> Attached:
+    """Make the device of an endpoint anew that lost it with its parent (plan/orphans.py): the same endpoint, with the
+    addresses and MAC that it had. Raises as ``attach``; it stays as it was then."""
+    id_, network = same.id, same.network
+    async with cluster.desk.plugging(id_), lan.place(cluster, network, None) as where:
+        if where.mac not in (None, same.endpoint.mac):
+            raise Conflict(
+                f"endpoint {same.endpoint.name} had the MAC of its parent, and {where.parent.name} has another now",
+                "detach it, then attach it",
+            )
+        attachment = msgspec.structs.replace(
+            same.attachment, parent=where.parent.name, parent_index=where.parent.index
+        )
+        plugged = cluster.store.get(Kind.ATTACHMENT, id_)
+        if plugged is None:
+            raise Conflict(f"endpoint {same.endpoint.name} was detached meanwhile")
+        version = plugged.version._replace(counter=plugged.version.counter + 1, writer=cluster.me)
+        with cluster.reconciler.making(attachment.host_if):
+            await lan.make(cluster, network, id_, same.endpoint.mac, where, attachment.host_if)
+            try:
+                await cluster.commit([Item(Kind.ATTACHMENT, id_, version, attachment)])
+            except BaseException:
+                with trio.CancelScope(shield=True):
+                    await delete_link(cluster, attachment.host_if)
+                raise
+            cluster.reconciler.changed(network.id, id_)
+    await cluster.reconciler.settled()
+    cluster.events.publish("endpoint-up", **orphans.fields(cluster, id_))
+    return same._replace(attachment=attachment, warnings=where.warnings)
 
 
 def _text(layout: Layout, index: int | None) -> str | None:

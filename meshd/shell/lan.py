@@ -7,7 +7,7 @@ for the reconciler it is there as long as the container's namespace is.
 """
 
 import ipaddress
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Container, Sequence
 from contextlib import asynccontextmanager
 
 import msgspec
@@ -82,7 +82,7 @@ async def _parent(cluster: ClusterLike, network: Item) -> Parent:
         made = parent.name
         parent = await _read(cluster, named)
     try:
-        using = await _users(cluster, parent.name)
+        using = await _users(cluster, parent.name, but=cluster.reconciler.orphans())
         others = [Other(o.name, o.driver, mode_of(o)) for user, o in using.items() if user != network.id]
         parents.check(Asked(facts, parent, others, network.id in using))
     except BaseException:
@@ -102,15 +102,15 @@ async def users(cluster: ClusterLike, parent: str) -> list[str]:
     return sorted(network.name for network in (await _users(cluster, parent)).values())
 
 
-async def _users(cluster: ClusterLike, parent: str) -> dict[bytes, Network]:
-    """Return the networks that have endpoints of this host on a parent."""
+async def _users(cluster: ClusterLike, parent: str, but: Container[EndpointId] = ()) -> dict[bytes, Network]:
+    """Return the networks that have endpoints of this host on a parent, ``but`` for some."""
     using: dict[tuple[bytes, str], Network] = {}
     for network_id in cluster.endpoints.networks_of(cluster.me):
         other = cluster.networks.get(network_id)
         if other is not None and other.driver in LAN_DRIVERS:
             for id_ in cluster.endpoints.at(network_id, cluster.me):
                 attachment = cluster.attachments.get(id_)
-                if attachment is not None:
+                if attachment is not None and id_ not in but:
                     using[network_id, attachment.parent] = other
     found: dict[bytes, Network] = {}
     default: str | None = None
@@ -211,6 +211,31 @@ async def make(
     )
     async with cluster.desk.lan:
         await cluster.reconciler.in_kernel_thread(cluster.kernel.lan.make_guest, guest)
+
+
+async def tend(cluster: ClusterLike) -> None:
+    """Make the VLAN sub-interfaces again that endpoints of this host are on and that went with their parent, now that
+    it is back. What cannot be made is tried again next time."""
+    for network_id in cluster.endpoints.networks_of(cluster.me):
+        facts = cluster.networks.get(network_id)
+        parent = parent_of(facts) if facts is not None and facts.driver in LAN_DRIVERS else None
+        vlan = vlan_of(parent) if parent is not None else None
+        if parent is None or vlan is None or not cluster.endpoints.at(network_id, cluster.me):
+            continue
+        async with cluster.desk.lan:
+            try:
+                if not (await _read(cluster, parent)).missing:
+                    continue
+                carrier = await _read(cluster, vlan[0])
+                if carrier.missing or not carrier.up:
+                    continue
+                alias = names.alias(cluster.mark, network_id)
+                await cluster.reconciler.in_kernel_thread(
+                    cluster.kernel.lan.make_vlan, parent, carrier.index, vlan[1], alias
+                )
+                log.info("VLAN sub-interface made again", link=parent)
+            except MeshdError as error:
+                log.warning("VLAN sub-interface not made again", link=parent, error=error.what)
 
 
 async def sweep(cluster: ClusterLike) -> None:

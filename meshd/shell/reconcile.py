@@ -85,6 +85,7 @@ class Reconciler:
         self._shadow = Shadow()  # touched only by the thread that holds the limiter
         self._failed: dict[Op, KernelError] = {}  # copies of what it said last
         self._vanished: dict[EndpointId, float] = {}
+        self._orphans: dict[EndpointId, str] = {}
         self._counts = {"missing": 0, "stale": 0}
         self._fights: Set[Named] = frozenset()
         self._withheld = False
@@ -136,6 +137,7 @@ class Reconciler:
             self._vanished.pop(
                 endpoint_id, None
             )  # it may have been attached anew: what vanished was another link
+            self._orphans.pop(endpoint_id, None)
         self._wake.set()
 
     async def settled(self) -> None:
@@ -168,8 +170,17 @@ class Reconciler:
         return await trio.to_thread.run_sync(function, *args, limiter=self._kernel_work)
 
     def vanished(self, now: float) -> list[EndpointId]:
-        """List local endpoints whose link has been missing for VANISHED_GRACE_S at ``now`` (trio's clock)."""
-        return [id_ for id_, since in self._vanished.items() if now - since >= VANISHED_GRACE_S]
+        """List local endpoints whose link has been missing for VANISHED_GRACE_S at ``now`` (trio's clock), but for
+        ``orphans``."""
+        return [
+            id_
+            for id_, since in self._vanished.items()
+            if now - since >= VANISHED_GRACE_S and id_ not in self._orphans
+        ]
+
+    def orphans(self) -> dict[EndpointId, str]:
+        """Return local endpoints whose device went with its parent, and why in words."""
+        return self._orphans
 
     def failures(self) -> dict[Op, KernelError]:
         """Return what the kernel has refused since the last full comparison, which tries it again."""
@@ -192,18 +203,22 @@ class Reconciler:
             if others:
                 self._on_others()
             if (
-                _concerns_us(event) or (others and self._is_lan_bridge(event))
+                _concerns_us(event) or (others and self._matters(event))
             ) and not self._overran:  # else a comparison is coming, and not before its time
                 if self._quiet_by == math.inf:
                     self._quiet_by = now + DUMP_AGAIN_S
                 self._compare_at = math.inf
                 self._ask_compare(min(now + EVENT_SETTLE_S, self._quiet_by))
 
-    def _is_lan_bridge(self, event: KernelEvent) -> bool:
-        """Tell whether the event is about the device of a bridge that an operator made, of whatever name."""
+    def _matters(self, event: KernelEvent) -> bool:
+        """Tell whether the event is about the device of a bridge that an operator made, of whatever name, or one that
+        devices of ours are on, which go with it and can be made again once it is back."""
         if event.what != "link":
             return False
-        return any(bridge.name == event.name for bridge in self._view().bridges.values())
+        view, name = self._view(), event.name
+        return any(bridge.name == name for bridge in view.bridges.values()) or any(
+            attachment.parent == name for attachment in view.attachments.values()
+        )
 
     def _ask_compare(self, when: float) -> None:
         """Ask for a full comparison, leaving the kernel and this process time between two of them: at 100,000
@@ -263,10 +278,12 @@ class Reconciler:
         view, making, fights = self._view().frozen(), set(self._making), self._fights
 
         def work() -> list[Op]:
-            found = self._namespace.dump(view.cluster).ours
+            dump = self._namespace.dump(view.cluster)
             for name in making:
-                found.links.pop(name, None)
-            ops, repairs = self._shadow.compare(view, found, now, deletions=deletions)
+                dump.ours.links.pop(name, None)
+            ops, repairs = self._shadow.compare(
+                view, dump.ours, now, deletions=deletions, devices=dump.devices
+            )
             self._carry_out(ops)
             self._publish()
             return [op for op in repairs if op not in self._shadow.failed]
@@ -309,6 +326,7 @@ class Reconciler:
         """Leave copies for the loop's thread of what is asked for there. Runs in the kernel thread."""
         self._failed = dict(self._shadow.failed)
         self._vanished = dict(self._shadow.vanished)
+        self._orphans = dict(self._shadow.orphans)
         self._counts = self._shadow.counts()
         self._withheld = self._shadow.withheld
         self._fights = frozenset(self._shadow.fights.going)

@@ -164,6 +164,10 @@ class ReconcilerLike(Protocol):
         """Return how many objects are ``missing`` and ``stale``, as far as is known without a dump."""
         ...
 
+    def orphans(self) -> dict[EndpointId, str]:
+        """Return local endpoints whose device went with its parent, and why in words."""
+        ...
+
 
 class Figures(msgspec.Struct, frozen=True):
     """What this daemon has counted since it started. ``core``: node.Node.counters; ``repairs``: kernel objects put right,

@@ -125,6 +125,7 @@ class FakeReconciler:
         self.found = {"missing": [], "stale": [], "foreign": []}
         self.settles = 0
         self.being_made = set()
+        self.lost = {}
 
     def changed(self, network_id=None, endpoint_id=None):
         self.told.append((network_id, endpoint_id))
@@ -150,6 +151,9 @@ class FakeReconciler:
 
     async def diff(self):
         return self.found
+
+    def orphans(self):
+        return self.lost
 
     def counts(self):
         return {"missing": len(self.found["missing"]), "stale": len(self.found["stale"])}

@@ -13,8 +13,9 @@ from meshd.model import text_ip
 from meshd.plan import names
 from meshd.plan.parents import Parent, missing_feature
 from meshd.shell import attach as use_case
-from meshd.shell import networks
+from meshd.shell import lan, networks
 from meshd.shell.attach import AttachRequest, Netns
+from meshd.shell.orphans import Orphans, namespace_ended
 from meshd.state.networks import NetworkRequest
 from tests.unit.shell.fake_cluster import BOOT, World, free_counts
 
@@ -248,3 +249,104 @@ async def test_two_networks_in_two_modes_do_not_share_the_device_that_both_found
     ):
         await use_case.attach(cluster, ask("other", cookie=2))
     assert len(cluster.kernel.links) == 1
+
+
+# --- a parent that went away -----------------------------------------------------------------------------------
+WHY = "its parent eth0 went away"
+
+
+async def test_an_endpoint_that_lost_its_device_is_attached_again_with_what_it_had(autojump_clock):
+    cluster = lab()
+    await make(cluster)
+    made = await use_case.attach(cluster, ask())
+    name = names.guest(made.id)
+    del cluster.kernel.links[name]
+    assert (await use_case.attach(cluster, ask())).attachment == made.attachment, (
+        "nobody says that it is lost"
+    )
+    assert cluster.kernel.links == {}
+    cluster.reconciler.lost = {made.id: WHY}
+    cluster.kernel.lan.devices["eth0"] = msgspec.structs.replace(ETH, index=12)
+    again = await use_case.attach(cluster, ask())
+    assert (again.id, again.endpoint, again.created) == (made.id, made.endpoint, False)
+    assert (again.attachment.parent, again.attachment.parent_index) == ("eth0", 12)
+    assert cluster.attachments[made.id] == again.attachment
+    assert cluster.kernel.links[name].parent == 12
+    assert [event["kind"] for event in cluster.events.kept()][-1] == "endpoint-up"
+
+
+async def test_one_that_cannot_be_made_again_stays_as_it_is(autojump_clock):
+    cluster = lab()
+    await make(cluster)
+    made = await use_case.attach(cluster, ask())
+    cluster.kernel.links.clear()
+    cluster.reconciler.lost = {made.id: WHY}
+    cluster.kernel.lan.devices.clear()
+    with pytest.raises(Conflict, match="does not exist on this host"):
+        await use_case.attach(cluster, ask())
+    cluster.kernel.lan.devices["eth0"] = ETH
+    cluster.disk_full = True
+    with pytest.raises(Exception, match="disk"):
+        await use_case.attach(cluster, ask())
+    assert cluster.kernel.links == {}
+    assert cluster.attachments[made.id] == made.attachment
+
+
+async def test_a_passthru_endpoint_can_be_made_again_on_its_parent_of_the_same_mac(autojump_clock):
+    cluster = lab()
+    await make(cluster, mode="passthru")
+    made = await use_case.attach(cluster, ask())
+    cluster.kernel.links.clear()
+    cluster.reconciler.lost = {made.id: WHY}
+    await use_case.attach(cluster, ask())
+    cluster.kernel.lan.devices["eth0"] = msgspec.structs.replace(ETH, mac=b"\x02other")
+    with pytest.raises(Conflict, match="eth0 has another now"):
+        await use_case.attach(cluster, ask())
+
+
+async def test_a_vlan_sub_interface_is_made_again_with_its_parent_and_not_before(autojump_clock):
+    cluster = lab()
+    await make(cluster, parent="eth0.10", options={"check-subnet": "no"})
+    made = await use_case.attach(cluster, ask())
+    devices = cluster.kernel.lan.devices
+    devices.clear()
+    cluster.kernel.links.clear()
+    cluster.reconciler.lost = {made.id: WHY}
+    await lan.tend(cluster)
+    assert cluster.kernel.links == {}
+    devices["eth0"] = msgspec.structs.replace(ETH, up=False)
+    await lan.tend(cluster)
+    assert cluster.kernel.links == {}, "a VLAN on what is down is down"
+    devices["eth0"] = ETH
+    await lan.tend(cluster)
+    assert list(cluster.kernel.links) == ["eth0.10"]
+    await lan.sweep(cluster)
+    assert list(cluster.kernel.links) == ["eth0.10"], "who lost it still wants it"
+    await use_case.detach(cluster, made.id)
+    assert cluster.kernel.links == {}
+    await lan.tend(cluster)
+    assert cluster.kernel.links == {}, "nobody wants it"
+
+
+async def test_who_lost_a_device_is_told_of_once_and_released_with_its_namespace(autojump_clock, tmp_path):
+    cluster = lab()
+    await make(cluster)
+    here = tmp_path / "ns"
+    here.touch()
+    request = AttachRequest("yard", Netns(5, BOOT, str(here)))
+    made = await use_case.attach(cluster, request)
+    cluster.reconciler.lost = {made.id: WHY}
+    orphans = Orphans()
+    for _ in range(2):
+        assert await orphans.look(cluster) == f"{made.endpoint.name}: {WHY}"
+    assert [event["kind"] for event in cluster.events.kept()].count("endpoint-stale") == 1
+    here.unlink()
+    assert await orphans.look(cluster) == ""
+    assert made.id not in cluster.endpoints
+
+
+def test_a_namespace_named_by_a_process_or_not_to_be_looked_at_counts_as_there(tmp_path):
+    assert namespace_ended(str(tmp_path / "gone"))
+    assert not namespace_ended(str(tmp_path))
+    assert not namespace_ended("/proc/4194305/ns/net")
+    assert not namespace_ended("")

@@ -8,6 +8,7 @@ import copy
 import math
 import threading
 
+import msgspec
 import pytest
 import trio
 import trio.testing
@@ -349,6 +350,29 @@ async def test_a_vanished_link_is_released_only_after_its_grace(rig, autojump_cl
     await trio.sleep(1)
     assert rig.reconciler.vanished(trio.current_time() + VANISHED_GRACE_S) == []
     assert rig.right()
+
+
+async def test_a_device_that_went_with_its_parent_is_noticed_told_of_and_never_released_for_it(
+    rig, autojump_clock
+):
+    web, link = id_of("web"), names.veth(id_of("web"))
+    was = rig.world.attachments[web]
+    rig.world.attachments[web] = msgspec.structs.replace(was, parent="eth1", parent_index=7)
+    rig.kernel.devices = {7: "eth1"}
+    del rig.kernel.state.links[link]
+    rig.kernel.devices = {}
+    rig.event(KernelEvent("link", 7, "eth1", gone=True))
+    await trio.sleep(1)
+    assert rig.reconciler.orphans()[web].startswith("its parent eth1 went away")
+    assert rig.reconciler.vanished(trio.current_time() + 100 * VANISHED_GRACE_S) == []
+    (finding,) = [one for one in (await rig.reconciler.diff())["missing"] if one.what == f"dev {link}"]
+    assert finding.why == rig.reconciler.orphans()[web]
+    rig.world.attachments[web] = msgspec.structs.replace(was, parent="eth1", parent_index=9)
+    rig.kernel.devices = {9: "eth1"}
+    rig.kernel.plug(link)  # it was attached again
+    rig.reconciler.changed(BLUE, web)
+    await rig.reconciler.settled()
+    assert rig.reconciler.orphans() == {}
 
 
 async def test_rows_of_a_host_that_is_only_said_to_have_failed_stay(rig, autojump_clock):
