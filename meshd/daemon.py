@@ -150,7 +150,7 @@ async def _run(settings: Settings, source: Path) -> bool:
         cluster.reconciler = Reconciler(
             namespace, watch, cluster.view,
             deletions_allowed=lambda: node.in_sync(cluster.now()), on_repair=repaired,
-            on_fight=cluster.fought_over, on_others=others, loop=watchdog.loop("netlink"),
+            on_fight=cluster.fought_over, on_others=others, on_gates=cluster.passed_through, loop=watchdog.loop("netlink"),
         )  # fmt: skip
         use_cases(cluster)
         cluster.reload = lambda: reload(cluster, source, _seeds)

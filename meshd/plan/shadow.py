@@ -49,6 +49,7 @@ from meshd.plan.ops import (
     DelRoute,
     LeaveGate,
     Op,
+    OpenGate,
     PutFdb,
     PutLink,
     RenameLink,
@@ -120,7 +121,7 @@ class Shadow:
         if todo and before != Kernel():  # at the start nothing is known to have been right
             whole.gates = gates(view, whole.firewall, before.gates)
             owed = set(diff(whole, before, deletions=True))
-            repairs = [op for op in todo if op not in owed]
+            repairs = [op for op in todo if op not in owed and not _adapts(op, before)]
         self.fights.note(repairs, found, now)
         kernels.let_go(before)
         return todo, repairs
@@ -439,6 +440,13 @@ class Shadow:
             and attachment.host_if not in self.have.links
         }
         self.vanished = {id_: self.vanished.get(id_, now) for id_ in missing}
+
+
+def _adapts(op: Op, before: Kernel) -> bool:
+    """Tell whether an op only follows another firewall, which has begun or ceased to drop what is forwarded."""
+    return isinstance(op, LeaveGate) or (
+        isinstance(op, OpenGate) and not (op.gate in before.gates and before.gates[op.gate].accepts)
+    )
 
 
 def _fought_over(wait: float) -> KernelError:

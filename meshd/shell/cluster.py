@@ -56,7 +56,7 @@ from meshd.node import (
 from meshd.plan import desired, names, wording
 from meshd.plan.aged import aged, failed_since
 from meshd.plan.forwarding import Forwarding, advice
-from meshd.plan.ops import Op
+from meshd.plan.ops import LeaveGate, Op, OpenGate
 from meshd.plan.view import View
 from meshd.shell.desk import Desk
 from meshd.shell.events import EventBus
@@ -450,6 +450,17 @@ class Cluster:
         shown = [wording.text(each, self._table) for each in named[:REPAIRS_NAMED_MAX]]
         log.warning("kernel repaired", count=len(named), objects=shown)
         self.events.publish("kernel-repaired", count=len(named), objects=shown)
+
+    def passed_through(self, ops: Sequence[OpenGate | LeaveGate]) -> None:
+        """Tell of another firewall's forward chain that drops, and so has our accepts now, or that does so no more."""
+        for op in ops:
+            chain = f"{op.gate.family} {op.gate.table} {op.gate.chain}"
+            if isinstance(op, OpenGate):
+                log.info("accepts put where another firewall drops what is forwarded", chain=chain)
+                self.events.publish("forward-opened", chain=chain)
+            else:
+                log.info("accepts taken out where nothing is dropped for want of them", chain=chain)
+                self.events.publish("forward-left", chain=chain)
 
     def fought_over(self, objects: Set[wording.Named]) -> None:
         """Say which kernel objects another program changes again and again, or that it has stopped."""

@@ -29,7 +29,7 @@ from meshd.kernel.watch import KernelEvent, Overrun
 from meshd.model import EndpointId, NetworkId
 from meshd.plan import names
 from meshd.plan.objects import Dump, Finding
-from meshd.plan.ops import Op
+from meshd.plan.ops import LeaveGate, Op, OpenGate
 from meshd.plan.shadow import Shadow
 from meshd.plan.view import View
 from meshd.plan.wording import Named
@@ -65,13 +65,15 @@ class Reconciler:
         on_repair: Callable[[Sequence[Op]], None],
         on_fight: Callable[[Set[Named]], None],
         on_others: Callable[[], None] = lambda: None,
+        on_gates: Callable[[Sequence[OpenGate | LeaveGate]], None] = lambda ops: None,
         loop: Loop | None = None,
     ) -> None:
         """``view``: the state now; its mappings are copied. ``deletions_allowed``: in sync with peers, so that
         what no record explains is really gone. ``on_repair``: told of ops that put right what somebody else
         had changed, once carried out. ``on_fight``: told of all objects that another program fights over, each
         time that these become others. ``on_others``: told that a device or address that is not ours changed, the
-        underlay's perhaps. ``loop``: whom to tell that this one goes round.
+        underlay's perhaps. ``on_gates``: told of accepts put into others' chains or taken out, but for such repairs.
+        ``loop``: whom to tell that this one goes round.
         """
         self._namespace = namespace
         self._events = events
@@ -80,6 +82,7 @@ class Reconciler:
         self._on_repair = on_repair
         self._on_fight = on_fight
         self._on_others = on_others
+        self._on_gates = on_gates
         self._loop = loop or Loop()
         self._kernel_work = trio.CapacityLimiter(1)
         self._shadow = Shadow()  # touched only by the thread that holds the limiter
@@ -256,18 +259,22 @@ class Reconciler:
         whole = dirty or everything
         view = self._view().frozen() if whole else self._view().narrow(set().union(*endpoints.values()))
 
-        def work() -> None:
+        def work() -> list[OpenGate | LeaveGate]:
             networks = dirty
             if everything:
                 networks = dirty | view.networks.keys() | view.bridges.keys() | self._shadow.networks()
-            self._carry_out(self._shadow.change(view, networks, endpoints, deletions=deletions))
+            ops = self._shadow.change(view, networks, endpoints, deletions=deletions)
+            self._carry_out(ops)
             self._publish()
+            return self._done_to_gates(ops)
 
-        await self.in_kernel_thread(work)
+        gated = await self.in_kernel_thread(work)
         self._try_refused_again()
         self._applied = marked
         self._progress.set()
         self._progress = trio.Event()
+        if gated:
+            self._on_gates(gated)
 
     async def _compare(self, *, deletions: bool) -> None:
         """Read everything, put it right and report what somebody else had changed since the last comparison."""
@@ -277,7 +284,7 @@ class Reconciler:
         self._started = now = trio.current_time()
         view, making, fights = self._view().frozen(), set(self._making), self._fights
 
-        def work() -> list[Op]:
+        def work() -> tuple[list[Op], list[OpenGate | LeaveGate]]:
             dump = self._namespace.dump(view.cluster)
             for name in making:
                 dump.ours.links.pop(name, None)
@@ -286,17 +293,20 @@ class Reconciler:
             )
             self._carry_out(ops)
             self._publish()
-            return [op for op in repairs if op not in self._shadow.failed]
+            done = [op for op in repairs if op not in self._shadow.failed]
+            return done, [op for op in self._done_to_gates(ops) if op not in done]
 
         try:
-            repaired = await self.in_kernel_thread(work)
+            repaired, gated = await self.in_kernel_thread(work)
             self.trouble = None
         except KernelError as error:
-            repaired, self.trouble = [], error
+            repaired, gated, self.trouble = [], [], error
         self._compared = trio.current_time()
         self._try_refused_again()
         if repaired and not first:
             self._on_repair(repaired)
+        if gated:
+            self._on_gates(gated)
         if self._fights != fights:
             self._on_fight(self._fights)
 
@@ -318,6 +328,10 @@ class Reconciler:
         except KernelError as error:
             refused = [(op, error) for op in ops]  # how far it came is unknown: the next comparison finds out
         self._shadow.done(ops, refused)
+
+    def _done_to_gates(self, ops: Sequence[Op]) -> list[OpenGate | LeaveGate]:
+        """Return what was done to others' chains. Runs in the kernel thread."""
+        return [op for op in ops if isinstance(op, (OpenGate, LeaveGate)) and op not in self._shadow.failed]
 
     def _inspect(self, view: View) -> dict[str, list[Finding]]:
         return self._shadow.inspect(view, self._namespace.dump(view.cluster))

@@ -427,9 +427,13 @@ def test_where_another_forward_chain_drops_one_pair_of_accepts_lets_us_through(
     host = lab3.hosts[0]
     ruleset, chain = OTHERS[other]
     web, neighbour = attach(host, "bridge", *PUBLISH), attach(host, "bridge")
+    before = host.events()
     with bridge_calls_iptables(host, filtered), other_firewall(host, ruleset), served(web):
         wait_for("the pair is there", 10.0, lambda: accepts(host, chain) == 2)
         host.wait_in_sync()
+        told = [event for event in host.events() if event not in before]
+        assert [e["chain"] for e in told if e["kind"] == "forward-opened"] == [chain]
+        assert "kernel-repaired" not in {e["kind"] for e in told}
         assert asked(lab3.lan, ("tcp", V4, 8080), ("udp", V4, 8080)) == [LAN_V4] * 2
         assert asked(neighbour.ns, ("tcp", web.v4, 80)) == [neighbour.v4]
         (gateway,) = host.json("network", "inspect", "bridge")["gateways"]

@@ -28,9 +28,9 @@ from meshd.config import (
 )
 from meshd.errors import KernelError
 from meshd.kernel.watch import KernelEvent, Overrun
-from meshd.plan import names, ops
+from meshd.plan import names, ops, wording
 from meshd.plan.desired import desired
-from meshd.plan.objects import NeighKey
+from meshd.plan.objects import GATE_ACCEPTS, Gate, GateState, NeighKey
 from meshd.shell.reconcile import Reconciler
 from tests.fake_kernel import FakeKernel, refused
 from tests.plan_world import BLUE, A, B, C, blue_on_two_hosts, id_of, ip4
@@ -60,6 +60,7 @@ class Rig:
         self.allowed = True
         self.repairs = []
         self.fights = []
+        self.gates = []
         self.send_event, events = trio.open_memory_channel(1000)
         self.reconciler = Reconciler(
             self.kernel,
@@ -68,6 +69,7 @@ class Rig:
             deletions_allowed=lambda: self.allowed,
             on_repair=lambda done: self.repairs.append(list(done)),
             on_fight=lambda objects: self.fights.append(set(objects)),
+            on_gates=lambda done: self.gates.append(list(done)),
         )
 
     def right(self):
@@ -432,3 +434,39 @@ async def test_a_comparison_that_takes_long_is_made_less_often_while_nothing_hap
     rig.event()  # what somebody changes is seen to all the same
     await trio.sleep(COMPARE_REST * took + took + 2)
     assert rig.kernel.dumps == before + 2
+
+
+GATE = Gate("ip", "filter", "FORWARD")
+
+
+async def test_another_firewall_that_comes_and_goes_is_no_fight_and_nothing_to_repair(rig, autojump_clock):
+    for _ in range(FIGHT_REPAIRS_PER_MIN + 1):
+        rig.kernel.state.gates[GATE] = GateState(shut=True, accepts=0)
+        rig.event()
+        await trio.sleep(1)
+        assert rig.kernel.state.gates[GATE].accepts == GATE_ACCEPTS
+        assert rig.gates.pop() == [ops.OpenGate(GATE)]
+        rig.kernel.state.gates[GATE] = GateState(shut=False, accepts=GATE_ACCEPTS)
+        rig.event()
+        await trio.sleep(1)
+        assert rig.kernel.state.gates[GATE].accepts == 0
+        assert rig.gates.pop() == [ops.LeaveGate(GATE)]
+        del rig.kernel.state.gates[GATE]
+        rig.event()
+        await trio.sleep(1)
+    assert (rig.repairs, rig.fights, rig.gates) == ([], [], [])
+
+
+async def test_accepts_that_somebody_takes_out_are_repaired_and_that_again_and_again_is_a_fight(
+    rig, autojump_clock
+):
+    rig.kernel.state.gates[GATE] = GateState(shut=True, accepts=0)
+    rig.event()
+    await trio.sleep(1)
+    assert rig.gates.pop() == [ops.OpenGate(GATE)]
+    for _ in range(FIGHT_REPAIRS_PER_MIN):
+        rig.kernel.state.gates[GATE] = GateState(shut=True, accepts=0)
+        rig.event()
+        await trio.sleep(1)
+        assert rig.repairs.pop() == [ops.OpenGate(GATE)]
+    assert (rig.gates, rig.fights) == ([], [{wording.gate(GATE)}])
