@@ -254,6 +254,16 @@ BRIDGE_PORTS_MAX = (
 )
 NEIGH_ALARM = 0.8  # of the kernel's gc_thresh3: when so many learned neighbours are there, say so
 
+# --- Docker (shell/held.py, api/cnm*.py) ------------------------------------------------------------------
+HELD_S = (
+    60.0  # an address given to Docker is kept for its endpoint, which comes within milliseconds: a dockerd
+)
+#                that was killed in between must not keep it for good
+DOCKER_PORTS = (49153, 65535)  # what -P and -p PORT draw a host port from: Docker's own range
+CNM_BODY_MAX_BYTES = 512 * 1024  # 1,024 published ports, which dockerd tells twice at 110 bytes each
+CNM_CONNECTIONS = 512  # all of them root's: dockerd starts 128 containers a core at once after a boot
+CNM_RETRY_S = 30.0  # the folder of Docker's plugins, which Docker may make later, is looked for this often
+
 # --- disk (shell/journal.py) ----------------------------------------------------------------------------
 JOURNAL_MAX_BYTES = 8 * 1024 * 1024  # above: a snapshot is taken and the journal starts anew
 
@@ -403,9 +413,11 @@ def _check_values(settings: Settings, source: str) -> None:
             f"{source}: host.name: {name[:NAME_MAX_CHARS]!r} is not a host name",
             f"1 to {NAME_MAX_CHARS} of A-Z, a-z, 0-9, '.' and '-', starting with a letter or digit",
         )
+    plugin = settings.host.docker_plugin_socket
     for key, path in (
         ("host.state_dir", settings.host.state_dir),
         ("host.run_dir", settings.host.run_dir),
+        *([("host.docker_plugin_socket", plugin)] if plugin else []),
         ("gossip.keyring", settings.gossip.keyring),
     ):
         if not path.startswith("/") or "\0" in path:

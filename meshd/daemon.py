@@ -56,6 +56,8 @@ from meshd.shell import (
     attach,
     bridgeports,
     disk,
+    docker,
+    held,
     hostaccess,
     identity,
     limits,
@@ -216,8 +218,12 @@ async def _serve(
         await _ensure_bridge(cluster)
         await attach.release_other_boots(cluster)
         await bridgeports.recover(cluster)
+        docker.keep_all_aux(cluster)
         api = await server.open_api(cluster, run_dir, passed.take("api"), watchdog.loop("api"))
         await nursery.start(api.serve)
+        plugin = _docker(cluster, passed)
+        if plugin is not None:
+            await nursery.start(plugin.run)
         for unserved in passed.close():
             log.warning("a socket that systemd passes is not served", name=unserved)
         notify("STATUS=reading and adopting what the kernel holds")
@@ -242,9 +248,29 @@ async def _serve(
         notify("STOPPING=1")
         await bridgeports.stop(cluster)
         await api.stop()
+        if plugin is not None:
+            await plugin.stop()
         with trio.move_on_after(LEAVE_LINGER_S):
             await writer.flush()
         nursery.cancel_scope.cancel()
+
+
+def _docker(cluster: Cluster, passed: Passed) -> server.DockerServer | None:
+    """Make the server of Docker's plugin socket, unless the configuration turns it off."""
+    path = cluster.settings.host.docker_plugin_socket
+    if not path:
+        return None
+
+    def troubled(why: str) -> None:
+        if why:
+            cluster.alarm(NO_DOCKER, f"{why}: systemctl enable --now meshd-docker.socket")
+        else:
+            cluster.calm(NO_DOCKER)
+
+    return server.DockerServer(cluster, path, passed.take("docker"), troubled)
+
+
+NO_DOCKER = "no-docker"
 
 
 async def _until_stopped(cluster: Cluster) -> None:
@@ -292,6 +318,7 @@ async def _keep_house(cluster: Cluster) -> None:
             await attach.release_vanished(cluster, cluster.reconciler.vanished(now))
             await attach.release_vanished(cluster, await _never_moved(cluster, moved))
             _tell_orphans(cluster, await orphans.look(cluster))
+            held.expire(cluster)
             await networks.finish_removals(cluster)
             await _ensure_bridge(cluster)
             if cluster.node.in_sync(now):
@@ -354,7 +381,8 @@ async def _never_moved(cluster: Cluster, moved: set[EndpointId]) -> list[Endpoin
     """List endpoints whose caller went away between our answer and moving the peer: it is still in our namespace.
     ``moved`` remembers those whose peer has been seen to be gone, so that each is asked for only until then."""
     old = cluster.wall_ms() - 1000 * VANISHED_GRACE_S
-    moved &= cluster.attachments.keys()
+    cluster.desk.left &= cluster.attachments.keys()
+    moved &= cluster.attachments.keys() - cluster.desk.left
     asked = {
         attachment.peer_if: id_
         for id_, attachment in cluster.attachments.items()

@@ -99,6 +99,7 @@ class Kind(enum.IntEnum):
     LOCAL_ENDPOINT = 33  # an endpoint on one
     ATTACHMENT = 34  # id: endpoint id; which namespace and link a local endpoint has
     LOCAL_BRIDGE = 35  # a bridge that an operator made for the LAN, and its ports
+    DOCKER_NETWORK = 36  # id: hash of Docker's own id; which network a Docker network of this host is
 
 
 FIRST_LOCAL_KIND = Kind.LOCAL_NETWORK
@@ -247,6 +248,9 @@ class Attachment(msgspec.Struct, frozen=True, array_like=True, gc=False):
     the caller called it. ``host_if`` stays in the host's namespace, ``peer_if`` is what the caller moves.
     A cookie of HOST_NETNS is the host's own namespace: the endpoint is the host itself, and ``peer_if`` stays there.
     ``parent``, ``parent_index``: the device and its ifindex that a macvlan or ipvlan was made on; "" and 0 for others.
+    ``owner``: what the runtime that asked calls it, "cni/NETWORK/CONTAINER/IFNAME", or "" for meshctl's.
+    "docker/NETWORK/ENDPOINT" are Docker's ids: it moves the peer and does not say where to, so that the cookie is
+    UNKNOWN_NETNS.
     """
 
     boot_id: Short
@@ -255,7 +259,7 @@ class Attachment(msgspec.Struct, frozen=True, array_like=True, gc=False):
     ifname: Annotated[str, msgspec.Meta(min_length=1, max_length=15)]
     host_if: Annotated[str, msgspec.Meta(min_length=1, max_length=15)]
     peer_if: Annotated[str, msgspec.Meta(min_length=1, max_length=15)]
-    request: Annotated[str, msgspec.Meta(max_length=4096)] = ""
+    owner: Annotated[str, msgspec.Meta(max_length=4096)] = ""
     parent: Annotated[str, msgspec.Meta(max_length=15)] = ""
     parent_index: U32 = 0
 
@@ -299,6 +303,28 @@ class Opaque(msgspec.Struct, frozen=True, array_like=True, gc=False):
     packed: bytes
 
 
+UNKNOWN_NETNS = 2**63 - 1
+"""``Attachment.netns_cookie`` where only the caller knows the namespace: the kernel counts them up from 1."""
+
+
+class DockerNetwork(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """Which network a Docker network is. Never leaves this host: each engine has ids of its own.
+
+    ``docker_id``: Docker's. ``network``: ours, named by ``name``; b"" where it is the one that has ``subnets``, which
+    is made anew from ``request`` (JSON of the request for it) when it is missing. ``subnets``: as Docker has them.
+    ``aux``: indices of ``network`` that Docker keeps for what is no container (--aux-address). ``ours``: its addresses
+    are given by our IPAM driver, and not by Docker's own.
+    """
+
+    docker_id: Short
+    network: Annotated[bytes, msgspec.Meta(max_length=16)]
+    name: Name
+    subnets: Annotated[tuple[Subnet, ...], msgspec.Meta(max_length=8)]
+    request: Annotated[str, msgspec.Meta(max_length=16384)] = ""
+    aux: Annotated[tuple[U64, ...], msgspec.Meta(max_length=256)] = ()
+    ours: bool = True
+
+
 Body = (
     MemberFacts
     | HostFacts
@@ -310,6 +336,7 @@ Body = (
     | Attachment
     | Bridge
     | Opaque
+    | DockerNetwork
     | None
 )
 
@@ -323,6 +350,7 @@ LIVE_BODY: dict[int, type] = {
     Kind.LOCAL_ENDPOINT: Endpoint,
     Kind.ATTACHMENT: Attachment,
     Kind.LOCAL_BRIDGE: Bridge,
+    Kind.DOCKER_NETWORK: DockerNetwork,
 }
 """Body type of a live item, by kind."""
 

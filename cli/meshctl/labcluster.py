@@ -93,7 +93,7 @@ class Lab:
         self.dir.mkdir(mode=0o755, parents=True, exist_ok=True)
         self.save()  # before anything else exists, so that `lab down` finds whatever comes to exist
         for host in self.hosts:
-            for tree in ("etc", "state", "run"):
+            for tree in ("etc", "state", "run/plugins"):
                 (host.dir / tree).mkdir(parents=True)
             host.dir.chmod(0o755)
             (host.dir / "run").chmod(0o755)
@@ -124,7 +124,11 @@ class Lab:
             raise Failed(f"meshctl {command[0]} on {host.name}: {done.stderr.strip()}")
         seen = self.view.of(host.dir, host.name)
         host.configure(
-            host={"state_dir": str(seen / "state"), "run_dir": str(seen / "run"), "docker_plugin_socket": ""},
+            host={
+                "state_dir": str(seen / "state"),
+                "run_dir": str(seen / "run"),
+                "docker_plugin_socket": str(seen / "run" / "plugins" / "meshd.sock"),
+            },
             gossip={"keyring": str(seen / "etc" / "keyring")},
             log={"format": "console"},
         )

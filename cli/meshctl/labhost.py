@@ -61,6 +61,7 @@ class Host:
         self.dir = lab.dir / self.name
         self.log = self.dir / "log"
         self.socket = self.dir / "run" / "api.sock"
+        self.plugin = self.dir / "run" / "plugins" / "meshd.sock"
         self.pid = 0
         self.started = 0
         self._process: subprocess.Popen[bytes] | None = None

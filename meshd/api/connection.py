@@ -8,7 +8,7 @@ what was judged is what is executed (Docker CVE-2024-41110, CVE-2026-34040).
 
 import select
 import socket
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractContextManager
 from typing import Any, Protocol
 from urllib.parse import parse_qsl
@@ -18,7 +18,7 @@ import trio
 
 from meshd import config
 from meshd.api.errors import TimedOut, TooLarge
-from meshd.api.exchange import Handler, Request, Response, error_response
+from meshd.api.exchange import Handler, Request, Response
 from meshd.api.peers import Peer
 from meshd.errors import BadRequest, Forbidden, MeshdError
 
@@ -27,6 +27,8 @@ class Host(Protocol):
     """What a connection needs of its server (api/http.py)."""
 
     handle: Handler
+    refuse: Callable[[MeshdError], Response]
+    body_max_bytes: int
     log: Any
     stopping: bool
 
@@ -75,10 +77,10 @@ class Connection:
         try:
             return await self.host.handle(request)
         except MeshdError as error:
-            return error_response(error)
+            return self.host.refuse(error)
         except Exception as error:
             self.host.log.error("request failed", method=request.method, path=request.path, exc_info=error)
-            return error_response(
+            return self.host.refuse(
                 MeshdError("meshd failed to answer, this is a fault in meshd", "see its log, and report it")
             )
 
@@ -122,8 +124,8 @@ class Connection:
         raise TimedOut(f"no whole request header within {config.API_HEADER_S:g} s")
 
     async def _body(self, head: h11.Request) -> bytes:
-        """Read a body within API_REQUEST_S and API_BODY_MAX_BYTES."""
-        limit = config.API_BODY_MAX_BYTES
+        """Read a body within API_REQUEST_S and the server's limit of bytes."""
+        limit = self.host.body_max_bytes
         too_large = TooLarge(f"request body larger than {limit} bytes")
         for name, value in head.headers:
             if name == b"content-length" and int(value) > limit:
@@ -219,7 +221,7 @@ class Connection:
             ms=0,
         )
         if self.http.our_state in (h11.IDLE, h11.SEND_RESPONSE):
-            response = error_response(error)
+            response = self.host.refuse(error)
             await self._answer(
                 Response(response.status, response.body, headers=(*response.headers, ("Connection", "close")))
             )

@@ -15,7 +15,7 @@ import trio
 from meshd import config
 from meshd.api.connection import Connection
 from meshd.api.errors import body_of, status_of
-from meshd.api.exchange import JSON, Handler
+from meshd.api.exchange import JSON, Handler, Response, error_response
 from meshd.api.peers import Peer, credentials
 from meshd.errors import MeshdError, Unavailable
 from meshd.shell.watchdog import Loop
@@ -39,8 +39,9 @@ _SHORTAGE = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
 class Server:
     """Serves any number of listening unix sockets with one handler.
 
-    ``handle`` answers requests; a MeshdError it raises becomes its JSON, anything else a 500 and a log line
-    with the traceback. ``admits`` says of a peer whether it may talk at all; others get 403 and are closed.
+    ``handle`` answers requests; a MeshdError it raises becomes what ``refuse`` makes of it, by default its JSON,
+    anything else too, as a fault of meshd's, and a log line with the traceback. ``admits`` says of a peer whether it may
+    talk at all; others are refused and closed.
     ``loop`` is told that connections are being taken.
     """
 
@@ -52,12 +53,18 @@ class Server:
         peer_of: Callable[[socket.socket], Peer] = credentials,
         log: Any = None,
         loop: Loop | None = None,
+        refuse: Callable[[MeshdError], Response] = error_response,
+        body_max_bytes: int = config.API_BODY_MAX_BYTES,
+        connections: int = config.API_CONNECTIONS,
     ) -> None:
         self.handle = handle
         self._loop = loop or Loop()
         self.admits = admits
         self.log = log if log is not None else structlog.get_logger("meshd.api")
+        self.refuse = refuse
+        self.body_max_bytes = body_max_bytes
         self.stopping = False
+        self._connections = connections
         self._peer_of = peer_of
         self._taken: dict[int, int] = {}
         self._waiting: set[trio.CancelScope] = set()
@@ -131,12 +138,12 @@ class Server:
         """Count a connection in, or say that there is no place for it. Root is bound by the total alone."""
         total = sum(self._taken.values())
         if uid == 0:
-            free = total < config.API_CONNECTIONS
+            free = total < self._connections
         else:
             others = total - self._taken.get(0, 0)
             free = (
-                total < config.API_CONNECTIONS
-                and others < config.API_CONNECTIONS - config.API_CONNECTIONS_FOR_ROOT
+                total < self._connections
+                and others < self._connections - config.API_CONNECTIONS_FOR_ROOT
                 and self._taken.get(uid, 0) < config.API_CONNECTIONS_PER_UID
             )
         if free:

@@ -1,29 +1,36 @@
-"""The api.sock of one daemon: where it stands, who may open it, and that it ends in order. Ties listen, http and
-routes together; decides nothing about requests.
+"""The sockets of one daemon, api.sock and Docker's: where they stand, who may open them, and that they end in order.
+Ties listen, http and routes together; decides nothing about requests.
 """
 
 import grp
 import os
 import socket
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import structlog
 import trio
 
+from meshd import config
+from meshd.api import cnm
 from meshd.api.http import Server
 from meshd.api.listen import Standing, stand
 from meshd.api.peers import Access
 from meshd.api.routes import Api
+from meshd.errors import MeshdError
 from meshd.shell.usecase import ClusterLike
 from meshd.shell.watchdog import Loop
+
+log = structlog.get_logger("meshd.api")
 
 SOCKET_NAME = "api.sock"
 SOCKET_MODE = 0o660
 GROUP = "meshd"
+DOCKER_MODE = 0o600
 
 
 class ApiServer:
-    """A listening api.sock; ``serve`` in a task of its own, ``stop`` to end it."""
+    """A server and its listening sockets; ``serve`` in a task of its own, ``stop`` to end it."""
 
     def __init__(self, standing: Standing, server: Server) -> None:
         self._standing = standing
@@ -58,6 +65,63 @@ async def open_api(
     group = readers if readers in mine or os.geteuid() == 0 else None
     standing = stand(str(run_dir / SOCKET_NAME), SOCKET_MODE, group, passed)
     return ApiServer(standing, Server(Api(cluster, access).handle, access.may_read, loop=loop))
+
+
+class DockerServer:
+    """Docker's plugin socket; ``run`` in a task of its own, ``stop`` to end it. ``troubled`` is told why it cannot be
+    served, and "" once it is."""
+
+    def __init__(
+        self,
+        cluster: ClusterLike,
+        path: str,
+        passed: Sequence[socket.socket],
+        troubled: Callable[[str], None],
+    ) -> None:
+        access = Access(os.geteuid(), None)
+        self._server = Server(
+            cnm.CnmApi(cluster, access).handle, access.may_change, refuse=cnm.refuse,
+            body_max_bytes=config.CNM_BODY_MAX_BYTES, connections=config.CNM_CONNECTIONS,
+        )  # fmt: skip
+        self._path = path
+        self._passed = passed
+        self._troubled = troubled
+        self._stopping = trio.Event()
+        self._serving: ApiServer | None = None
+
+    async def run(self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Serve on what systemd passed, else at ``path`` as soon as its folder is there: Docker's, which this daemon
+        does not make. Started when it serves, or is known not to for now."""
+        standing = self._stand()
+        if standing is None:
+            task_status.started()
+            task_status = trio.TASK_STATUS_IGNORED
+        while standing is None:
+            with trio.move_on_after(config.CNM_RETRY_S):
+                await self._stopping.wait()
+                return
+            standing = self._stand()
+        log.info("Docker's plugin socket is served", path=self._path)
+        self._serving = ApiServer(standing, self._server)
+        await self._serving.serve(task_status)
+
+    def _stand(self) -> Standing | None:
+        """Listen, or say why not; None where there is no folder either: no Docker is here."""
+        if not self._passed and not Path(self._path).parent.is_dir():
+            return None
+        try:
+            standing = stand(self._path, DOCKER_MODE, None, self._passed)
+        except MeshdError as error:
+            self._troubled(f"Docker's plugin socket is not served: {error.what}")
+            return None
+        self._troubled("")
+        return standing
+
+    async def stop(self) -> None:
+        """Take no more requests and wait for those under way, API_STOP_S at most."""
+        self._stopping.set()
+        if self._serving is not None:
+            await self._serving.stop()
 
 
 def _readers() -> int | None:

@@ -64,7 +64,9 @@ class NetworkDetail(NetworkShape, frozen=True):
 
 class EndpointShape(msgspec.Struct, frozen=True):
     """``host`` is a name, which two hosts may share; ``host_id`` is not. ``state``: "up", or "stale" while its
-    host is failed, or its device went with the network card that it was on; ``why`` then says more."""
+    host is failed, or its device went with the network card that it was on; ``why`` then says more. ``runtime``: who
+    asked for it, "docker" say, and ``runtime_id``: its id there (Docker's EndpointID); empty for meshctl's, and for
+    endpoints of other hosts, where nobody knows."""
 
     id: str
     network: str
@@ -79,6 +81,8 @@ class EndpointShape(msgspec.Struct, frozen=True):
     host_id: str
     network_id: str
     why: str
+    runtime: str
+    runtime_id: str
 
 
 class RouteShape(msgspec.Struct, frozen=True):

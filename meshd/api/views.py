@@ -185,7 +185,7 @@ class EndpointView:
 
     def _fields(
         self, endpoint_id: EndpointId, endpoint: Endpoint
-    ) -> tuple[str, str, str, str, list[str], list[str], str, str, str, list[str], str, str, str]:
+    ) -> tuple[str, str, str, str, list[str], list[str], str, str, str, list[str], str, str, str, str, str]:
         """Give EndpointShape's fields, in its order."""
         why = self._orphans.get(endpoint_id, "its host is failed" if endpoint.host in self._failed else "")
         return (
@@ -202,7 +202,14 @@ class EndpointView:
             text_id(endpoint.host),
             text_id(endpoint.network),
             why,
+            *self._runtime(endpoint_id),
         )
+
+    def _runtime(self, endpoint_id: EndpointId) -> tuple[str, str]:
+        """Say which runtime asked for an endpoint of this host and by which id it knows it (Attachment.owner)."""
+        attachment = self._cluster.attachments.get(endpoint_id)
+        words = attachment.owner.split("/") if attachment is not None else []
+        return (words[0], words[RUNTIME_ID_AT]) if len(words) > RUNTIME_ID_AT else ("", "")
 
     def _ips(self, endpoint: Endpoint) -> list[str]:
         """Give the addresses with the prefix length of their subnet; of a network not heard of yet, its own."""
@@ -228,6 +235,10 @@ class EndpointView:
             existing=not found.created,
             warnings=list(found.warnings),
         )
+
+
+RUNTIME_ID_AT = 2
+"""Which word of Attachment.owner is the runtime's id: RUNTIME/NETWORK/ID, perhaps with more behind."""
 
 
 def routes_inside(network: Network, endpoint: Endpoint) -> list[RouteShape]:

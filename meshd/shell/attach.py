@@ -31,6 +31,7 @@ from meshd.plan import desired, elements, names, ops
 from meshd.plan.objects import Link
 from meshd.plan.publish import parse_all
 from meshd.shell import hostaccess, lan, networks, orphans, publish, space, vxlans
+from meshd.shell.desk import Held, Place, place_of
 from meshd.shell.detach import (
     delete_link,
     detach,
@@ -112,20 +113,23 @@ class Attached(NamedTuple):
     warnings: tuple[str, ...] = ()
 
 
-async def attach(cluster: ClusterLike, request: AttachRequest) -> Attached:
-    """Attach a namespace to a network, or find that it is attached just so.
+async def attach(
+    cluster: ClusterLike, request: AttachRequest, owner: str = "", held: Held | None = None
+) -> Attached:
+    """Attach a namespace to a network, or find that it is attached just so. ``owner``: what a runtime calls this
+    endpoint (model.Attachment). ``held``: an address that is kept for it already, ``request.ips`` being that one.
 
     Raises BadRequest, NotFound, Conflict (naming the difference or the holder), Unavailable (no address, no
     disk) or KernelError; nothing is left behind then.
     """
     _check(cluster, request)
-    place = (request.netns.cookie, request.ifname)
+    place = place_of(request.netns.cookie, request.ifname, owner)
     async with cluster.desk.place(place):
         network = networks.resolve(cluster, request.network)
-        held = _held(cluster, *place)
-        if held is not None:
-            same = _same(cluster, held, network, request)
-            return await _again(cluster, same) if held in cluster.reconciler.orphans() else same
+        there = _there(cluster, place)
+        if there is not None:
+            same = _same(cluster, there, network, request, owner)
+            return await _again(cluster, same) if there in cluster.reconciler.orphans() else same
         facts = networks.facts(network)
         if facts.removing:
             raise Conflict(f"network {facts.name} is being removed", "choose another network")
@@ -138,7 +142,7 @@ async def attach(cluster: ClusterLike, request: AttachRequest) -> Attached:
         try:
             with cluster.desk.attaching(network.id, facts.name), publish.reserved(cluster, published):
                 await publish.check(cluster, network, published)
-                return await _make(cluster, network, facts, request)
+                return await _make(cluster, network, facts, request, owner, held)
         except BaseException:
             if facts.host_access:
                 cluster.background(hostaccess.keep, cluster, network)
@@ -170,18 +174,25 @@ def parse_mac(text: str) -> bytes:
     return mac
 
 
-def _held(cluster: ClusterLike, cookie: int, ifname: str) -> EndpointId | None:
+def _there(cluster: ClusterLike, place: Place) -> EndpointId | None:
     """Find the endpoint that has this interface name in this namespace."""
     for endpoint_id, attachment in cluster.attachments.items():
         of_this_boot = attachment.boot_id == cluster.boot_id
-        if of_this_boot and (attachment.netns_cookie, attachment.ifname) == (cookie, ifname):
+        if of_this_boot and place_of(attachment.netns_cookie, attachment.ifname, attachment.owner) == place:
             return endpoint_id if endpoint_id in cluster.endpoints else None
     return None
 
 
-def _same(cluster: ClusterLike, held: EndpointId, network: Item, request: AttachRequest) -> Attached:
+def _same(
+    cluster: ClusterLike, there: EndpointId, network: Item, request: AttachRequest, owner: str
+) -> Attached:
     """Answer with the endpoint that is there, if all that was asked for is true of it. Raises Conflict."""
-    endpoint, attachment = cluster.endpoints[held], cluster.attachments[held]
+    endpoint, attachment = cluster.endpoints[there], cluster.attachments[there]
+    if owner and attachment.owner != owner:
+        whose = attachment.owner or f"meshctl attach's, named {endpoint.name}"
+        raise Conflict(
+            f"{request.ifname} of this namespace is attached already: {whose}", "detach that first"
+        )
     shown = networks.shown(cluster)
     if endpoint.network != network.id:
         what = f"{request.ifname} of this namespace is endpoint {endpoint.name} of network"
@@ -201,7 +212,7 @@ def _same(cluster: ClusterLike, held: EndpointId, network: Item, request: Attach
     if differing:
         what = f"{request.ifname} of this namespace is attached to network {request.network} already"
         raise Conflict(f"{what}: {'; '.join(differing)}", "detach it first to change that")
-    return Attached(held, endpoint, attachment, network, created=False)
+    return Attached(there, endpoint, attachment, network, created=False)
 
 
 async def _again(cluster: ClusterLike, same: Attached) -> Attached:
@@ -243,21 +254,26 @@ def _list(aliases: Iterable[str]) -> str:
     return ", ".join(sorted(set(aliases)))
 
 
-async def _make(cluster: ClusterLike, network: Item, facts: Network, request: AttachRequest) -> Attached:
+async def _make(
+    cluster: ClusterLike, network: Item, facts: Network, request: AttachRequest, owner: str, kept: Held | None
+) -> Attached:
     """Make a new endpoint; undo everything that was done if any of it fails."""
     layout = Layout.of(network)
     want = layout.index_of_all(request.ips)
-    endpoint_id = _former_id(cluster, network, want) or networks.fresh_endpoint_id(cluster)
+    endpoint_id = kept.endpoint if kept else new_id(cluster, network, want)
     mac = _mac(cluster, network, endpoint_id, request.mac)
     async with AsyncExitStack() as held:
         where: lan.Place | None = None
         if facts.driver in LAN_DRIVERS:
             where = await held.enter_async_context(lan.place(cluster, network, request.mac))
             mac = where.mac or mac
+        if kept is not None:
+            index = kept.index
+        elif where is not None:
             index = await lan.claim(cluster, network, layout, endpoint_id, want, where.parent)
         else:
             index = await space.reserve(cluster, network, layout, endpoint_id, want)
-        made = await _make_at(cluster, network, request, endpoint_id, index, mac, where)
+        made = await _make_at(cluster, network, request, owner, endpoint_id, index, mac, where)
     space.fetch_ahead(cluster, network)
     return made
 
@@ -266,6 +282,7 @@ async def _make_at(
     cluster: ClusterLike,
     network: Item,
     request: AttachRequest,
+    owner: str,
     endpoint_id: EndpointId,
     index: int,
     mac: bytes,
@@ -292,6 +309,7 @@ async def _make_at(
             ifname=request.ifname,
             host_if=names.guest(endpoint_id) if where else names.veth(endpoint_id),
             peer_if=names.guest(endpoint_id) if where else names.peer(endpoint_id),
+            owner=owner,
             parent=where.parent.name if where else "",
             parent_index=where.parent.index if where else 0,
         )
@@ -422,6 +440,11 @@ def _born(
         return [Item(Kind.LOCAL_ENDPOINT, endpoint_id, version, endpoint), plugged]
     told = Item(Kind.ENDPOINT, endpoint_id, version, endpoint, origin=cluster.me, seq=cluster.next_seq())
     return [told, plugged]
+
+
+def new_id(cluster: ClusterLike, network: Item, want: int | None) -> EndpointId:
+    """Return the id of an endpoint that is to have index ``want``, or any."""
+    return _former_id(cluster, network, want) or networks.fresh_endpoint_id(cluster)
 
 
 def _former_id(cluster: ClusterLike, network: Item, want: int | None) -> EndpointId | None:

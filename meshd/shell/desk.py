@@ -7,16 +7,33 @@ from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from typing import TypeVar
 
+import msgspec
 import trio
 
 from meshd.errors import Conflict
-from meshd.model import EndpointId, NetworkId
+from meshd.model import UNKNOWN_NETNS, EndpointId, NetworkId
 from meshd.plan.publish import Publication
 
 K = TypeVar("K")
 
 Place = tuple[int, str]
-"""Cookie of a network namespace of this boot, and an interface name in it."""
+"""Cookie of a network namespace of this boot, and an interface name in it; or UNKNOWN_NETNS and what its owner calls
+the endpoint."""
+
+
+def place_of(cookie: int, ifname: str, owner: str) -> Place:
+    """Return what tells an endpoint from others of this host."""
+    return (cookie, owner) if cookie == UNKNOWN_NETNS else (cookie, ifname)
+
+
+class Held(msgspec.Struct, frozen=True):
+    """An address that a runtime was given for an endpoint which it asks for in a moment (shell/held.py), reserved for
+    that endpoint's id. ``until``: monotonic seconds; ``families``: those that it has been told the address of."""
+
+    endpoint: EndpointId
+    index: int
+    until: float
+    families: frozenset[int]
 
 
 class Desk:
@@ -40,6 +57,12 @@ class Desk:
         """Held while a parent is looked at and its devices are made or deleted."""
         self.parents: Counter[str] = Counter()
         """Parents of the LAN that endpoints are being made on."""
+        self.docker = trio.Lock()
+        """Held while it is decided which network a Docker network is."""
+        self.held: dict[tuple[NetworkId, int], Held] = {}
+        """Addresses given out of which no endpoint has come yet, by index."""
+        self.left: set[EndpointId] = set()
+        """Endpoints whose peer a runtime is about to put back where it took it from."""
 
     @asynccontextmanager
     async def place(self, place: Place) -> AsyncIterator[None]:

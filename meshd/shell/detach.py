@@ -12,6 +12,7 @@ from meshd.errors import Conflict, MeshdError, NotFound
 from meshd.model import HOST_NETNS, Endpoint, EndpointId, Item, Key, Kind, Released, text_id
 from meshd.plan import names
 from meshd.shell import lan
+from meshd.shell.desk import place_of
 from meshd.shell.usecase import ClusterLike
 
 log = structlog.get_logger("meshd.detach")
@@ -44,7 +45,7 @@ async def detach(cluster: ClusterLike, endpoint_id: EndpointId, *, force: bool =
             "it goes with the last other endpoint here",
         )
     async with (
-        cluster.desk.place((attachment.netns_cookie, attachment.ifname)),
+        cluster.desk.place(place_of(attachment.netns_cookie, attachment.ifname, attachment.owner)),
         cluster.desk.plugging(endpoint_id),
     ):
         if cluster.attachments.get(endpoint_id) != attachment:

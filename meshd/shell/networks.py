@@ -11,7 +11,7 @@ from collections import Counter
 
 import msgspec
 
-from meshd.errors import BadRequest, Conflict, Unavailable
+from meshd.errors import BadRequest, Conflict, NotFound, Unavailable
 from meshd.model import (
     ID_BYTES,
     EndpointId,
@@ -70,6 +70,15 @@ def resolve(cluster: ClusterLike, name_or_id: str) -> Item:
     if name_or_id in UNMANAGED:
         raise BadRequest(*UNMANAGED[name_or_id])
     return lookup.resolve(name_or_id, live(cluster))
+
+
+def by_id(cluster: ClusterLike, network_id: NetworkId) -> Item:
+    """Return a live network. Raises NotFound."""
+    for kind in KINDS:
+        item = cluster.store.get(kind, network_id)
+        if item is not None and not item.dead:
+            return known(cluster, item)
+    raise NotFound("the network has been removed", "meshctl network ls lists those there are")
 
 
 def shown(cluster: ClusterLike) -> dict[NetworkId, str]:

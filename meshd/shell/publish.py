@@ -6,8 +6,11 @@ anything is made. What a publication says is plan/publish.py's business, where i
 import ipaddress
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import NamedTuple
 
-from meshd.errors import BadRequest, Conflict
+import msgspec
+
+from meshd.errors import BadRequest, Conflict, Unavailable
 from meshd.kernel.sockets import Listener
 from meshd.model import Item, text_ip
 from meshd.plan.elements import PROTOCOLS
@@ -58,6 +61,57 @@ async def check(cluster: ClusterLike, network: Item, wanted: Sequence[Publicatio
                     f"{listener.uid} on {text_ip(listener.address) if listener.address else 'every address'}",
                     "choose another host port, or stop that service: ss -lntup names it",
                 )
+
+
+class Choice(NamedTuple):
+    """A publication of one port whose port on the host is any from its own to ``last``; ``anywhere``: chosen by us, so
+    that one which was given up lately rests."""
+
+    wanted: Publication
+    last: int
+    anywhere: bool
+
+
+async def choose(cluster: ClusterLike, wanted: Sequence[Choice]) -> tuple[Publication, ...]:
+    """Choose free ports of the host, and write ports that lie side by side as one range. A port that is free of none is
+    left as it was asked for: ``reserved`` and ``check`` say who has it. Raises Unavailable where all are in use."""
+    listeners = await cluster.reconciler.in_kernel_thread(cluster.kernel.listeners)
+    taken = [one for held in cluster.desk.publishing for one in held]
+    for endpoint in map(cluster.endpoints.__getitem__, cluster.endpoints.of(cluster.me)):
+        taken += map(Publication.parse, endpoint.published)
+    chosen: list[Publication] = []
+    for choice in wanted:
+        count = choice.last - choice.wanted.first + 1
+        start = int.from_bytes(cluster.entropy(4), "big") % count if choice.anywhere else 0
+        for step in range(count):
+            port = choice.wanted.first + (start + step) % count
+            one = msgspec.structs.replace(choice.wanted, first=port)
+            if not any(_takes(listener, one) for listener in listeners) and not any(
+                one.clash(other) is not None for other in (*taken, *chosen)
+            ):
+                break
+        else:
+            if choice.anywhere:
+                raise Unavailable(
+                    f"published: every port from {choice.wanted.first} to {choice.last} of this host is in use",
+                    "name a host port: -p HOSTPORT:PORT",
+                )
+            one = choice.wanted
+        chosen.append(one)
+    return _ranges(chosen)
+
+
+def _ranges(ports: Sequence[Publication]) -> tuple[Publication, ...]:
+    found: list[Publication] = []
+    for one in sorted(set(ports), key=lambda p: (p.protocol, p.family, p.address or b"", p.first)):
+        last = found[-1] if found else None
+        if last is not None and one == msgspec.structs.replace(
+            last, first=last.first + last.count, inner=last.inner + last.count, count=1
+        ):
+            found[-1] = msgspec.structs.replace(last, count=last.count + 1)
+        else:
+            found.append(one)
+    return tuple(found)
 
 
 def _takes(listener: Listener, one: Publication) -> bool:

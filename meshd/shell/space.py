@@ -5,15 +5,20 @@ handed on state/blocks.py's; here is the waiting in between.
 
 from collections.abc import Callable
 
+import msgspec
+
 from meshd.config import BLOCK_ASKS_MAX
-from meshd.errors import MeshdError, Unavailable
+from meshd.errors import Conflict, MeshdError, Unavailable
 from meshd.messages import BlockAnswer, BlockAsk
 from meshd.model import EndpointId, HostId, Item, Kind, Network, NetworkId
 from meshd.shell.networks import book_for, is_local, known
 from meshd.shell.usecase import ClusterLike
 from meshd.state.addresses import Full, NeedBlock, choose, holdings, low_water
 from meshd.state.blocks import hand_on
-from meshd.state.layout import IndexSpace, Layout
+from meshd.state.layout import IndexSpace, Layout, Prefix
+
+RANGE_TRIES = 16
+"""Addresses of a range that are asked for one by one, drawn at random, where this host owns none of it."""
 
 REFUSAL_MAX_CHARS = 200
 """As long as messages.BlockAnswer allows."""
@@ -80,6 +85,32 @@ async def _reserve(
             if not given or number >= BLOCK_ASKS_MAX:  # others may use up what was given: then ask again
                 tried.add(owner)
         return _index(_take(cluster, network, layout, space, endpoint, None, {*tried, *cluster.members}))
+
+
+async def reserve_within(
+    cluster: ClusterLike, network: Item, layout: Layout, endpoint: EndpointId, within: Prefix
+) -> int:
+    """Reserve an index whose address lies in ``within``, a part of one of the subnets: of this host's own if there is
+    one, else of an owner, who is asked for that one address. Raises BadRequest, Unavailable."""
+    first = layout.index_of(within.network_address.packed)
+    space = layout.space_at(first)
+    if space is None:
+        raise ValueError("no index of this network")
+    part = msgspec.structs.replace(space, auto=space.auto_part(first, first + within.num_addresses))
+    try:
+        return _index(_take(cluster, network, layout, part, endpoint, None, {*cluster.members}))
+    except Unavailable as error:
+        full = Unavailable(f"no free address in {within}: {error.what}", "give a larger --ip-range")
+    used = cluster.usage.of(network.id).holders
+    start, end = part.auto
+    for _ in range(RANGE_TRIES):
+        index = start + int.from_bytes(cluster.entropy(8), "big") % max(1, end - start)
+        if end > start and index not in used and space.why_reserved(index) is None:
+            try:
+                return await reserve(cluster, network, layout, endpoint, index)
+            except (Unavailable, Conflict) as error:
+                full = Unavailable(f"no free address in {within}: {error.what}", error.hint)
+    raise full
 
 
 def _take(

@@ -120,6 +120,10 @@ class KernelLike(Protocol):
         """Delete a device of ours; one that is gone is a success. Raises KernelError."""
         ...
 
+    def links_exist(self, names: Sequence[str]) -> set[str]:
+        """Return which of these devices there are. Raises KernelError."""
+        ...
+
     def foreign_vxlans(self, cluster_mark: str) -> list[ForeignVxlan]:
         """List VXLAN devices that are not this cluster's. Raises KernelError."""
         ...

@@ -40,6 +40,7 @@ from meshd.model import (
     Bridge,
     BridgePort,
     Deed,
+    DockerNetwork,
     Endpoint,
     HostFacts,
     Item,
@@ -104,6 +105,10 @@ LOCAL_ITEMS: dict[str, Item] = {
     "local-bridge": Item(
         Kind.LOCAL_BRIDGE, NET, Version(0, 1, A),
         Bridge("br0", MAC, 1_790_000_000_000, (BridgePort("eth1", MAC, "boot", 3, 4, 60_000, 50_000, b"\1\2", b"\3"),)),
+    ),
+    "docker-network": Item(
+        Kind.DOCKER_NETWORK, NET, Version(0, 0, A),
+        DockerNetwork("c0ffee" * 10, b"", "c0ffeec0ffee", (Subnet("10.9.0.0/24", "10.9.0.1"),), "{}", (5,), False),
     ),
     "attachment": Item(
         Kind.ATTACHMENT, END, Version(1, 1, A),

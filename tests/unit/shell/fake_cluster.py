@@ -102,6 +102,9 @@ class FakeKernel:
     def listeners(self):
         return list(self.sockets)
 
+    def links_exist(self, names):
+        return {name for name in names if name in self.links}
+
     def local_addresses(self):
         return set(self.addresses)
 

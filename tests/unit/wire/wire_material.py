@@ -7,7 +7,7 @@ import msgspec
 from hypothesis import strategies as st
 
 from meshd.messages import MESSAGE_TYPES, BlockAnswer, News
-from meshd.model import DEAD_BODY, LIVE_BODY, Address, Item, Kind, Version
+from meshd.model import DEAD_BODY, FIRST_LOCAL_KIND, LIVE_BODY, Address, Item, Kind, Version
 from meshd.wire.keys import Keyring, RingKey
 from meshd.wire.seal import Sealer
 
@@ -97,14 +97,19 @@ def _item(kind: int, dead: bool) -> st.SearchStrategy[Item]:
     return st.builds(Item, st.just(int(kind)), IDS, VERSIONS, body, st.just(dead), IDS, U64)
 
 
-LOCAL_KINDS = (Kind.LOCAL_NETWORK, Kind.LOCAL_ENDPOINT, Kind.ATTACHMENT, Kind.LOCAL_BRIDGE)
-NEVER_DEAD = (Kind.LOCAL_BRIDGE,)
+LOCAL_KINDS = tuple(kind for kind in LIVE_BODY if kind >= FIRST_LOCAL_KIND)
+NEVER_DEAD = (Kind.LOCAL_BRIDGE, Kind.DOCKER_NETWORK)
 GOSSIPED_ITEMS = st.one_of(
     [_item(kind, False) for kind in LIVE_BODY if kind not in LOCAL_KINDS]
     + [_item(kind, True) for kind in DEAD_BODY if kind not in LOCAL_KINDS]
 )
 LOCAL_ITEMS = st.one_of(
-    [_item(kind, dead) for kind in LOCAL_KINDS for dead in (False, True) if not (dead and kind in NEVER_DEAD)]
+    [
+        _item(kind, dead)
+        for kind in LOCAL_KINDS
+        for dead in (False, True)
+        if not dead or kind not in NEVER_DEAD
+    ]
 )
 
 _SPECIAL = {
