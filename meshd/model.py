@@ -145,7 +145,8 @@ class HostFacts(msgspec.Struct, frozen=True, array_like=True, gc=False):
 
     ``vtep``: address its VXLAN traffic comes from. ``underlay_mtu``: bytes, of the link that address is on.
     ``floor``: every ENDPOINT item with this origin and a sequence at or below it is void (state/store.py).
-    ``routes``: prefixes that the host routes itself, so that no pool is laid over them.
+    ``routes``: prefixes that the host routes itself, so that no pool is laid over them. ``draining``: it takes no new
+    endpoints.
     """
 
     name: Name
@@ -154,6 +155,7 @@ class HostFacts(msgspec.Struct, frozen=True, array_like=True, gc=False):
     underlay_mtu: Annotated[int, msgspec.Meta(ge=0, le=65535)]
     floor: U64 = 0
     routes: Annotated[tuple[Short, ...], msgspec.Meta(max_length=64)] = ()
+    draining: bool = False
 
 
 class Subnet(msgspec.Struct, frozen=True, array_like=True):

@@ -17,7 +17,7 @@ from meshctl.output import Invocation
 from meshctl.table import escaped, moment, pairs, printable, table
 
 SHORT_ID = 8  # hex digits of an id that tables show
-NOTES = ("self", "degraded", "restarting")
+NOTES = ("self", "degraded", "restarting", "draining")
 FINDINGS = ("missing", "stale", "foreign")
 COUNTED = ("missing", "stale")
 """Findings that make ``diff`` fail; foreign objects are listed and do not count."""
@@ -79,6 +79,7 @@ def _status_lines(found: dict[str, Any]) -> list[str]:
         [
             ("ready", found.get("ready")),
             ("host", f"{host.get('name')} ({host.get('address')}), id {host.get('id')}"),
+            *([("draining", "takes no new endpoints until meshctl undrain")] if host.get("draining") else []),
             ("cluster", f"{', '.join(counts)}; id {cluster.get('id')}"),
             ("digest", found.get("digest")),
             ("networks", found.get("networks")),

@@ -1,4 +1,4 @@
-"""The commands about a host's membership and its daemon's life: reload.
+"""The commands about a host's membership and its daemon's life: reload, drain, undrain.
 
 They decide how an answer reads for people; JSON goes out as the daemon said it.
 """
@@ -37,3 +37,25 @@ def _change(change: dict[str, Any]) -> str:
 
 def _value(value: object) -> str:
     return "(default)" if value is None else printable(value)
+
+
+@click.command()
+@click.pass_obj
+def drain(invocation: Invocation) -> None:
+    """Let this host take no new endpoints.
+
+    Those it has stay, and it stays a member; a restart does not change that. `meshctl undrain` ends it.
+    """
+    _, found = Client(invocation.socket).post("drain")
+    left = found.get("endpoints")
+    invocation.emit(
+        found, lambda: [f"this host takes no new endpoints; {left} still here (meshctl endpoint ls)"]
+    )
+
+
+@click.command()
+@click.pass_obj
+def undrain(invocation: Invocation) -> None:
+    """Let this host take new endpoints again."""
+    _, found = Client(invocation.socket).post("undrain")
+    invocation.emit(found, lambda: ["this host takes new endpoints"])

@@ -19,6 +19,8 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "status": ("meshctl.cluster:status", "This host, the cluster and the kernel in short."),
     "members": ("meshctl.cluster:members", "The cluster's hosts as this one sees them."),
     "reload": ("meshctl.lifecycle:reload", "Have the daemon read its configuration anew."),
+    "drain": ("meshctl.lifecycle:drain", "Let this host take no new endpoints."),
+    "undrain": ("meshctl.lifecycle:undrain", "Let this host take new endpoints again."),
     "leave": ("meshctl.cluster:leave", "Take this host out of the cluster."),
     "network": ("meshctl.network:network", "Create, list, inspect and remove networks."),
     "attach": ("meshctl.attach:attach", "Give a network namespace an endpoint on a network."),

@@ -219,6 +219,16 @@ async def _reload(call: Call) -> Response:
     return _json(call.cluster.reload())
 
 
+def _draining(draining: bool) -> Handler:
+    async def answer(call: Call) -> Response:
+        if call.request.body:
+            decode(call.request.body, shapes.EmptyShape)
+        await call.cluster.drain(draining)
+        return _json(shapes.DrainShape(draining, len(call.cluster.attachments)))
+
+    return answer
+
+
 async def _leave(call: Call) -> Response:
     if call.request.body:
         decode(call.request.body, shapes.EmptyShape)
@@ -264,6 +274,8 @@ ROUTES: tuple[Route, ...] = (
     Route("GET", "/v1/events", _events, needs_root=False, fields=("follow",)),
     Route("GET", "/v1/token", _token, needs_root=True, verb="token-read"),
     Route("POST", "/v1/reload", _reload, needs_root=True, verb="reload"),
+    Route("POST", "/v1/drain", _draining(True), needs_root=True, verb="drain"),
+    Route("POST", "/v1/undrain", _draining(False), needs_root=True, verb="undrain"),
     Route("POST", "/v1/leave", _leave, needs_root=True, verb="leave"),
 )
 

@@ -22,6 +22,7 @@ class MemberShape(msgspec.Struct, frozen=True):
     version: str = msgspec.field()
     last_seen_s: float | None = msgspec.field()
     path_mtu: int | None = msgspec.field()
+    draining: bool = msgspec.field()
 
 
 class NetworkShape(msgspec.Struct, frozen=True):
@@ -116,11 +117,12 @@ class AttachedShape(EndpointShape, frozen=True):
 
 
 class HostShape(msgspec.Struct, frozen=True):
-    """This host; ``address`` is where its gossip is."""
+    """This host; ``address`` is where its gossip is. ``draining``: it takes no new endpoints."""
 
     id: str
     name: str
     address: str
+    draining: bool
 
 
 class ClusterShape(msgspec.Struct, frozen=True):
@@ -240,6 +242,13 @@ class RemovedShape(msgspec.Struct, frozen=True):
     """``removed`` False: it was gone already."""
 
     removed: bool
+
+
+class DrainShape(msgspec.Struct, frozen=True):
+    """The answer to drain and undrain. ``endpoints``: how many are still on this host."""
+
+    draining: bool
+    endpoints: int
 
 
 class EmptyShape(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

@@ -64,6 +64,7 @@ def member(cluster: ClusterLike, found: Member) -> MemberShape:
         version=found.facts.software,
         last_seen_s=seen,
         path_mtu=path.mtu if (path := cluster.paths.get(found.id)) is not None else None,
+        draining=(facts := cluster.hosts.get(found.id)) is not None and facts.draining,
     )
 
 
@@ -82,7 +83,7 @@ def status(cluster: ClusterLike) -> StatusShape:
     figures = cluster.figures()
     return StatusShape(
         ready=cluster.ready,
-        host=HostShape(text_id(cluster.me), me.facts.name, me.address.host),
+        host=HostShape(text_id(cluster.me), me.facts.name, me.address.host, cluster.draining),
         cluster=ClusterShape(text_id(cluster.cluster_id), *(states[state] for state in State)),
         digest=cluster.store.digest.hex(),
         networks=len(cluster.networks),

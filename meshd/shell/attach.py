@@ -137,6 +137,8 @@ async def attach(
             raise Unavailable(
                 f"no address can be given: {cluster.allocation_stopped}", "meshctl status says more"
             )
+        if cluster.draining:
+            raise Unavailable("this host is draining and takes no new endpoints", "meshctl undrain")
         check_ports(cluster, network.id, facts.name, facts.driver)
         published = parse_all(request.published)
         try:

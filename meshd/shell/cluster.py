@@ -523,11 +523,24 @@ class Cluster:
 
     own_facts: HostFacts
 
-    async def publish_facts(self, facts: HostFacts) -> None:
-        """Tell everybody what this host is, if that is news; the floor is never lowered."""
+    async def drain(self, draining: bool) -> None:
+        """Take no new endpoints, or take them again; restarts do not change that. Raises Unavailable (disk)."""
+        await self.publish_facts(self.own_facts, draining)
+        self.events.publish("host-drained" if draining else "host-undrained")
+
+    @property
+    def draining(self) -> bool:
+        """Whether this host takes no new endpoints, as the operator said."""
+        facts = self.hosts.get(self.me)
+        return facts is not None and facts.draining
+
+    async def publish_facts(self, facts: HostFacts, draining: bool | None = None) -> None:
+        """Tell everybody what this host is, if that is news. The floor is never lowered; whether it is ``draining``
+        stays as it is unless it is said."""
         held = self.store.get(Kind.HOST, self.me)
         floor = max(facts.floor, self.store.floor(self.me))
-        self.own_facts = msgspec.structs.replace(facts, floor=floor)
+        draining = self.draining if draining is None else draining
+        self.own_facts = msgspec.structs.replace(facts, floor=floor, draining=draining)
         if held is not None and held.body == self.own_facts and held.version.writer == self.me:
             return
         # As wall time, so that a host that lost its disk does not write another record under an old version.

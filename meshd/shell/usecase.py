@@ -402,6 +402,15 @@ class ClusterLike(Protocol):
         changed."""
         ...
 
+    @property
+    def draining(self) -> bool:
+        """Whether this host takes no new endpoints, as the operator said."""
+        ...
+
+    async def drain(self, draining: bool) -> None:
+        """Take no new endpoints, or take them again. Raises Unavailable (disk)."""
+        ...
+
     async def leave(self) -> None:
         """Hand on what this host owns and leave the cluster for good. Raises Conflict while endpoints exist."""
         ...

@@ -41,6 +41,34 @@ def test_a_host_that_leaves_takes_its_rows_its_devices_and_its_endpoints_with_it
     assert devices not in second.run("ip", "-br", "link").stdout
 
 
+def test_a_draining_host_takes_no_new_endpoint_also_after_a_restart_and_everybody_sees_it(lab2: Lab) -> None:
+    first, second = lab2.hosts
+    old, new = (f"/run/netns/{lab2.container(name)}" for name in ("old", "new"))
+    kept = second.json("attach", "bridge", "--netns", old)
+    assert second.json("drain") == {"draining": True, "endpoints": 1}
+    wait_for(
+        "host1 sees it",
+        10,
+        lambda: {m["name"]: m["draining"] for m in first.json("members")}["host2"] is True,
+    )
+    second.kill()
+    second.start()
+    assert second.status()["host"]["draining"]
+    refused = second.meshctl("attach", "bridge", "--netns", new)
+    assert refused.returncode == 1
+    assert refused.stderr.splitlines() == [
+        "error: this host is draining and takes no new endpoints",
+        "hint: meshctl undrain",
+    ]
+    assert second.json("attach", "bridge", "--netns", old)["id"] == kept["id"]  # it is here already
+    assert "draining" in first.meshctl("members").stdout
+    assert second.json("undrain") == {"draining": False, "endpoints": 1}
+    for path in (old, new):
+        second.json("attach", "bridge", "--netns", path)
+        second.json("detach", "bridge", "--netns", path)
+    wait_for("host1 sees it", 10, lambda: "draining" not in first.meshctl("members").stdout)
+
+
 def test_a_host_that_left_may_come_again(lab2: Lab) -> None:
     second = lab2.hosts[1]
     second.json("leave")

@@ -169,6 +169,7 @@ async def test_members_have_the_contracts_fields():
         "incarnation": 1, "self": False, "degraded": False, "restarting": False, "rtt_ms": 0.25, "version": "0.1.0",
         "last_seen_s": 1.5,
         "path_mtu": None,
+        "draining": False,
     }  # fmt: skip
     assert found[0]["self"] is True
     assert found[0]["last_seen_s"] == 0
@@ -178,7 +179,12 @@ async def test_members_have_the_contracts_fields():
 async def test_status_has_the_contracts_fields():
     site = Site()
     _, found = await site.ask("GET", "/v1/status")
-    assert found["host"] == {"id": site.cluster.me.hex(), "name": "host1", "address": "192.0.2.1"}
+    assert found["host"] == {
+        "id": site.cluster.me.hex(),
+        "name": "host1",
+        "address": "192.0.2.1",
+        "draining": False,
+    }
     assert found["cluster"] == {"id": (b"c" * 16).hex(), "alive": 2, "suspect": 0, "failed": 0, "left": 0}
     assert found["digest"] == site.cluster.store.digest.hex()
     assert found["kernel"] == {"in_sync": True, "missing": 0, "stale": 0}
@@ -313,6 +319,14 @@ async def test_leave_takes_an_empty_body_or_none(body):
     assert await site.ask("POST", "/v1/leave", body) == (200, {})
     assert site.cluster.left
     assert (await site.ask("POST", "/v1/leave", {"now": True}))[0] == 400
+
+
+async def test_drain_and_undrain_say_how_many_endpoints_are_here():
+    site = Site()
+    assert await site.ask("POST", "/v1/drain") == (200, {"draining": True, "endpoints": 0})
+    assert (await site.ask("GET", "/v1/status"))[1]["host"]["draining"] is True
+    assert await site.ask("POST", "/v1/undrain", {}) == (200, {"draining": False, "endpoints": 0})
+    assert (await site.ask("POST", "/v1/drain", {"now": True}))[0] == 400
 
 
 async def test_reload_tells_what_changed_and_a_wrong_file_is_an_error_that_names_it():

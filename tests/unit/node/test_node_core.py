@@ -12,7 +12,7 @@ from meshd.state.deeds import deed_item
 from meshd.state.store import Store
 from meshd.wire.codec import decode_item, encode_item, encode_message, join
 from meshd.wire.keys import Keyring, RingKey
-from meshd.wire.pack import pack
+from meshd.wire.pack import pack, plain
 
 RING = Keyring(keys=(RingKey(id=0x1234, secret=b"k" * 32),))
 
@@ -373,7 +373,7 @@ def newer(kind, number, counter, *more):
 
 
 def test_hosts_of_two_versions_agree_on_what_only_the_newer_one_understands(net):
-    facts = ["x", bytes(4), 1, 1500, 0, [], "a field of the next version", {"b": [1]}]
+    facts = [*plain(HostFacts("x", bytes(4), 1, 1500)), "a field of the next version", {"b": [1]}]
     odd = [newer(9, 1, 1, {"a": "body"}), newer(9, 2, 1, None), newer(Kind.HOST, 3, 1, facts)]
     net.lost = lambda source, destination: destination == "d"
     net.nodes["a"].put(odd, net.now)

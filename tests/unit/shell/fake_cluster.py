@@ -217,6 +217,7 @@ class FakeCluster:
         self.kernel = FakeKernel(self.reconciler.being_made)
         self.ready = True
         self.allocation_stopped = ""
+        self.draining = False
         self.members = {}
         self.paths = {}
         self.journal = []
@@ -358,6 +359,10 @@ class FakeCluster:
 
     def primary_key(self):
         return "0001", "0001:c2VjcmV0"
+
+    async def drain(self, draining):
+        await trio.lowlevel.checkpoint()
+        self.draining = draining
 
     def reload(self):
         return Reloaded([Changed("log.level", "info", "debug")], [], [])

@@ -202,6 +202,10 @@ async def test_a_mac_that_somebody_on_the_network_has_is_refused_naming_whom():
 async def test_a_host_that_must_not_allocate_says_why():
     (host,) = World().hosts
     await made(host)
+    host.draining = True
+    with pytest.raises(Unavailable, match="draining"):
+        await attach(host, ask())
+    host.draining = False
     host.allocation_stopped = "this disk was cloned"
     with pytest.raises(Unavailable, match="this disk was cloned"):
         await attach(host, ask())
