@@ -288,6 +288,12 @@ API_LINGER_S = 1.0  # after a refusal the rest of the request is read and droppe
 API_STOP_S = 5.0  # a stopping server lets requests under way finish for this long
 API_JSON_DEPTH = 16
 API_QUERY_FIELDS = 16
+SHAPING_BURST_S = 0.01  # of a rate limit without a burst: so much of the rate may leave at once
+SHAPING_LATENCY_S = 0.025  # what waits longer under a rate limit is dropped
+CNI_BODY_MAX_BYTES = 6 << 20  # what the executable reads (4 MiB) and what it saw in a namespace
+CNI_JSON_DEPTH = 32  # a delegated configuration with its prevResult
+CNI_CONNECTIONS = 512  # after a boot a runtime starts all its containers at once
+CNI_NAME_MAX_CHARS = 255  # of a container's id or a configuration's name: both are in one journal record
 API_GROUPS_BYTES = 1024  # SO_PEERGROUPS: Python's getsockopt takes no larger buffer = 256 groups
 REPAIRS_NAMED_MAX = 8  # objects named in one kernel-repaired or kernel-fight event; the rest as a number
 STALE_EVENTS_MAX = 32  # endpoints of one host named one by one when it fails or is back; the rest as a number

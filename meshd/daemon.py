@@ -22,6 +22,7 @@ from meshd import __version__
 from meshd import log as logging
 from meshd.api import activation, server
 from meshd.api.activation import Passed
+from meshd.api.cni import Cni
 from meshd.config import (
     GC_THRESHOLDS,
     HOUSEKEEPING_S,
@@ -221,6 +222,8 @@ async def _serve(
         docker.keep_all_aux(cluster)
         api = await server.open_api(cluster, run_dir, passed.take("api"), watchdog.loop("api"))
         await nursery.start(api.serve)
+        cni_server, cni = await server.open_cni(cluster, run_dir, passed.take("cni"))
+        await nursery.start(cni_server.serve)
         plugin = _docker(cluster, passed)
         if plugin is not None:
             await nursery.start(plugin.run)
@@ -232,7 +235,8 @@ async def _serve(
         nursery.start_soon(keeper.run)
         cluster.forwarding = await cluster.reconciler.in_kernel_thread(cluster.kernel.forwarding)
         nursery.start_soon(own.run)
-        nursery.start_soon(_keep_house, cluster)
+        nursery.start_soon(_keep_house, cluster, cni)
+        await cni.catch_up()
         cluster.ready = True
         log.info(
             "ready",
@@ -250,6 +254,7 @@ async def _serve(
         await api.stop()
         if plugin is not None:
             await plugin.stop()
+        await cni_server.stop()
         with trio.move_on_after(LEAVE_LINGER_S):
             await writer.flush()
         nursery.cancel_scope.cancel()
@@ -305,7 +310,7 @@ def _hup(cluster: Cluster) -> None:
     notify("READY=1")
 
 
-async def _keep_house(cluster: Cluster) -> None:
+async def _keep_house(cluster: Cluster, cni: Cni) -> None:
     """What nobody asks for but must happen: endpoints whose link is gone, tombstones, limits that come near."""
     checked = cluster.now()
     limits_first: dict[int, NeighLimit] = {}
@@ -315,6 +320,7 @@ async def _keep_house(cluster: Cluster) -> None:
         await trio.sleep(HOUSEKEEPING_S)
         now = cluster.now()
         try:
+            await cni.catch_up()
             await attach.release_vanished(cluster, cluster.reconciler.vanished(now))
             await attach.release_vanished(cluster, await _never_moved(cluster, moved))
             _tell_orphans(cluster, await orphans.look(cluster))

@@ -11,7 +11,8 @@ from meshctl.output import Invocation
 from meshctl.params import WORD
 from meshctl.table import pairs, table
 
-HEAD = ("ID", "NETWORK", "HOST", "NAME", "IPS", "MAC", "IFNAME", "STATE", "PUBLISHED")
+HEAD = ("ID", "NETWORK", "HOST", "NAME", "IPS", "MAC", "IFNAME", "STATE", "PUBLISHED", "RUNTIME")
+RUNTIME_ID = 12  # characters of a container's id, as runtimes show it
 SHORT_ID = 8  # hex digits; `endpoint inspect` takes them too
 
 
@@ -54,9 +55,16 @@ def by_id(endpoints: list[dict[str, Any]], wanted: str) -> dict[str, Any]:
 def lines(found: dict[str, Any]) -> list[str]:
     """Return one endpoint for people."""
     return pairs(
-        (name, value) for name, value in found.items() if name != "plumb" and (name != "why" or value)
+        (name, value)
+        for name, value in found.items()
+        if name != "plumb" and (name not in ("why", "runtime", "runtime_id") or value)
     )
 
 
 def _row(found: dict[str, Any]) -> list[object]:
-    return [str(found.get("id", ""))[:SHORT_ID], *(found.get(column.lower()) for column in HEAD[1:])]
+    runtime = " ".join((str(found.get("runtime", "")), str(found.get("runtime_id", ""))[:RUNTIME_ID])).strip()
+    return [
+        str(found.get("id", ""))[:SHORT_ID],
+        *(found.get(column.lower()) for column in HEAD[1:-1]),
+        runtime,
+    ]

@@ -35,6 +35,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
         "meshctl.completion:completion",
         "Print what bash, zsh or fish completes command lines with.",
     ),
+    "cni": ("meshctl.cni:cni", "The plugin for container runtimes that speak CNI."),
     "lab": ("meshctl.lab:lab", "Hosts in namespaces on this machine."),
     "version": ("meshctl.cluster:version", "Versions of meshctl and of the daemon."),
 }

@@ -227,7 +227,7 @@ class Connection:
             )
         await self.stream.send_eof()
         with trio.move_on_after(config.API_LINGER_S):
-            left = 16 * config.API_BODY_MAX_BYTES
+            left = 16 * self.host.body_max_bytes
             while left > 0 and (data := await self.stream.receive_some(config.API_READ_BYTES)):
                 left -= len(data)
 

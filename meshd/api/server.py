@@ -1,5 +1,5 @@
-"""The sockets of one daemon, api.sock and Docker's: where they stand, who may open them, and that they end in order.
-Ties listen, http and routes together; decides nothing about requests.
+"""The sockets of one daemon, api.sock, cni.sock and Docker's: where they stand, who may open them, and that they end in
+order. Ties listen, http and routes together; decides nothing about requests.
 """
 
 import grp
@@ -13,11 +13,13 @@ import trio
 
 from meshd import config
 from meshd.api import cnm
+from meshd.api.cni import Cni
 from meshd.api.http import Server
 from meshd.api.listen import Standing, stand
 from meshd.api.peers import Access
 from meshd.api.routes import Api
-from meshd.errors import MeshdError
+from meshd.errors import MeshdError, Unavailable
+from meshd.shell import runtimes
 from meshd.shell.usecase import ClusterLike
 from meshd.shell.watchdog import Loop
 
@@ -25,6 +27,8 @@ log = structlog.get_logger("meshd.api")
 
 SOCKET_NAME = "api.sock"
 SOCKET_MODE = 0o660
+CNI_SOCKET_NAME = "cni.sock"
+CNI_SOCKET_MODE = 0o600
 GROUP = "meshd"
 DOCKER_MODE = 0o600
 
@@ -122,6 +126,29 @@ class DockerServer:
         self._stopping.set()
         if self._serving is not None:
             await self._serving.stop()
+
+
+async def open_cni(
+    cluster: ClusterLike, run_dir: Path, passed: Sequence[socket.socket] = ()
+) -> tuple[ApiServer, Cni]:
+    """Listen on what systemd ``passed`` for CNI, else at ``run_dir``/cni.sock, for root alone: who asks for an endpoint
+    names a namespace, and is believed. Raises as ``open_api`` does."""
+    standing = stand(str(run_dir / CNI_SOCKET_NAME), CNI_SOCKET_MODE, None, passed)
+    try:
+        runtimes.prepare(run_dir)
+    except OSError as error:
+        standing.close()
+        raise Unavailable(
+            f"{run_dir}: cannot be written: {error.strerror}", "give the folder to the daemon's user"
+        ) from None
+    cni, access = Cni(cluster, run_dir), Access(os.geteuid(), None)
+    server = Server(
+        cni.handle,
+        access.may_change,
+        body_max_bytes=config.CNI_BODY_MAX_BYTES,
+        connections=config.CNI_CONNECTIONS,
+    )
+    return ApiServer(standing, server), cni
 
 
 def _readers() -> int | None:

@@ -7,7 +7,7 @@ there. Which address is chosen is shell/space.py's and state/addresses.py's busi
 """
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from contextlib import AsyncExitStack
 from typing import Annotated, NamedTuple
 
@@ -377,6 +377,17 @@ async def _stand(
     kernel refuses one: an endpoint that reaches nobody is worse than none."""
     await networks.keep_if_in_use(cluster, network)
     await cluster.reconciler.settled()
+    for op, error in refusals(cluster, network, attachment):
+        with trio.CancelScope(shield=True):
+            await release(cluster, [endpoint_id])
+            await delete_link(cluster, attachment.host_if)
+            raise await _explained(cluster, network, op, error)
+
+
+def refusals(
+    cluster: ClusterLike, network: Item, attachment: Attachment
+) -> Iterator[tuple[ops.Op, KernelError]]:
+    """Yield what the kernel has refused of what an endpoint of this host needs."""
     devices = {
         attachment.host_if,
         desired.bridge_name(network.id, networks.facts(network)),
@@ -384,10 +395,7 @@ async def _stand(
     }
     for op, error in cluster.reconciler.failures().items():
         if _device(op) in devices or _guards(op, attachment.host_if):
-            with trio.CancelScope(shield=True):
-                await release(cluster, [endpoint_id])
-                await delete_link(cluster, attachment.host_if)
-                raise await _explained(cluster, network, op, error)
+            yield op, error
 
 
 async def _explained(cluster: ClusterLike, network: Item, op: ops.Op, error: KernelError) -> MeshdError:

@@ -2,10 +2,11 @@
 order: its record first, then its link, so that the address is free, after its rest, whatever the kernel does.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import msgspec
 import structlog
+import trio
 
 from meshd.config import TOMBSTONES_MIN
 from meshd.errors import Conflict, MeshdError, NotFound
@@ -24,8 +25,15 @@ def item_of(cluster: ClusterLike, endpoint_id: EndpointId) -> Item | None:
     return found if found is not None else cluster.store.get(Kind.LOCAL_ENDPOINT, endpoint_id)
 
 
-async def detach(cluster: ClusterLike, endpoint_id: EndpointId, *, force: bool = False) -> bool:
-    """Detach an endpoint of this host; False where it is gone already.
+async def detach(
+    cluster: ClusterLike,
+    endpoint_id: EndpointId,
+    *,
+    force: bool = False,
+    ended: Callable[[], None] = lambda: None,
+) -> bool:
+    """Detach an endpoint of this host; False where it is gone already. ``ended`` is called once its end is on disk,
+    before its link goes.
 
     Its record goes first, then its link: the address is free, after its rest, even if the kernel refuses, and a
     link that no record explains is deleted by the reconciler. Raises Conflict for another host's endpoint, and for
@@ -51,11 +59,42 @@ async def detach(cluster: ClusterLike, endpoint_id: EndpointId, *, force: bool =
         if cluster.attachments.get(endpoint_id) != attachment:
             return False  # detached, and perhaps attached elsewhere under the same id, while this waited
         gone = await release(cluster, [endpoint_id])
+        ended()
         await delete_link(cluster, attachment.host_if)
         await cluster.reconciler.settled()
         if attachment.host_if.startswith(names.GUEST):
             await lan.sweep(cluster)
     return gone
+
+
+async def detach_ahead(cluster: ClusterLike, endpoint_id: EndpointId) -> bool:
+    """As ``detach``, but return once the endpoint's end is on disk: the kernel takes 20-40 ms to remove a link, and
+    what this process does not come to, the reconciler of the next one does. The place in the namespace stays
+    locked until the link is gone."""
+    send, receive = trio.open_memory_channel[bool | MeshdError](1)
+
+    async def job() -> None:
+        told = False
+
+        def tell(outcome: bool | MeshdError) -> None:
+            nonlocal told
+            if not told:
+                told = True
+                send.send_nowait(outcome)
+
+        with send:
+            try:
+                tell(await detach(cluster, endpoint_id, ended=lambda: tell(True)))
+            except MeshdError as error:
+                if told:
+                    raise  # logged: whoever asked has gone
+                tell(error)
+
+    cluster.background(job)
+    outcome = await receive.receive()
+    if isinstance(outcome, MeshdError):
+        raise outcome
+    return outcome
 
 
 async def release(cluster: ClusterLike, endpoint_ids: Sequence[EndpointId]) -> bool:

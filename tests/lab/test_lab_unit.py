@@ -41,7 +41,7 @@ def api(host: Host) -> Iterator[socket.socket]:
 def test_clients_wait_while_the_daemon_is_killed_and_started_and_all_are_answered(
     host: Host, api: socket.socket
 ) -> None:
-    manager = Manager(sockets={"cni": api, "api": api})
+    manager = Manager(sockets={"other": api, "api": api})
     host.start(manager=manager)
     before = os.stat(host.socket)
     assert "a socket that systemd passes is not served" in host.log.read_text()

@@ -90,6 +90,7 @@ class FakeKernel:
         self.bridging = FakeBridging()
         self.being_made = being_made
         self.links = {}
+        self.moved = set()  # peers that are in a namespace by now
         self.fail_create = None
         self.fail_delete = None
         self.vxlans = []
@@ -102,9 +103,6 @@ class FakeKernel:
     def listeners(self):
         return list(self.sockets)
 
-    def links_exist(self, names):
-        return {name for name in names if name in self.links}
-
     def local_addresses(self):
         return set(self.addresses)
 
@@ -114,6 +112,10 @@ class FakeKernel:
         assert link.name not in self.links
         assert link.name in self.being_made, "the reconciler would take it for stale"
         self.links[link.name] = (link, peer, peer_mac, peer_mtu)
+
+    def links_exist(self, names):
+        there = {end for link, (_, peer, *_) in self.links.items() for end in (link, peer)}
+        return (there - self.moved) & set(names)
 
     def delete_link(self, name):
         if self.fail_delete:
