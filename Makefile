@@ -13,10 +13,10 @@ export MAKECMDGOALS
 PREFIX ?= /opt/meshd
 export PREFIX
 
-.PHONY: help setup demo test check format bench soak deb install clean
+.PHONY: help setup demo test test-real check format bench soak deb install clean
 
 help:  ## show this
-	@sed -n 's/^\([a-z]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 18
+	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 18
 
 setup:  ## install what is missing: Debian packages, .venv with meshd and meshctl
 	@.ci/setup
@@ -26,6 +26,9 @@ demo: setup  ## three hosts on this machine, told step by step
 
 test: setup  ## every test, with one line of summary
 	@$(BIN)/python -m pytest -q -p no:cacheprovider -n 3 --dist loadfile $(ARGS)
+
+test-real: setup  ## Docker, containerd, podman and booted systemd, at length
+	@MESHD_REAL=1 $(BIN)/python -m pytest -q -p no:cacheprovider tests/real $(ARGS)
 
 check: setup  ## format, lint, types, import rules
 	@$(BIN)/ruff format --check --quiet .

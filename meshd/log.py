@@ -1,10 +1,14 @@
-"""How the daemon logs: structured, to standard error; console on a terminal, JSON otherwise."""
+"""How the daemon logs: structured, to standard error: console on a terminal, the journal's own fields where it leads
+to the journal, JSON otherwise."""
 
 import logging
+import os
+import socket
 import sys
 
 import structlog
 
+from meshd import journald
 from meshd.config import LogSettings
 
 _LEVELS = logging.getLevelNamesMapping()
@@ -17,15 +21,21 @@ class _Output:
     def __init__(self) -> None:
         self.level = logging.INFO
         self.render: structlog.typing.Processor = structlog.processors.JSONRenderer()
+        self.journal: socket.socket | None = None
 
     def use(self, settings: LogSettings) -> None:
         """Log as ``settings`` say from now on."""
         self.level = _LEVELS[settings.level.upper()]
         terminal = sys.stderr.isatty()
+        if settings.format == "auto" and self.journal is None:
+            self.journal = journald.connect(os.environ)
         console = settings.format == "console" or (settings.format == "auto" and terminal)
-        self.render = (
-            structlog.dev.ConsoleRenderer(colors=terminal) if console else structlog.processors.JSONRenderer()
-        )
+        if console:
+            self.render = structlog.dev.ConsoleRenderer(colors=terminal)
+        elif settings.format == "auto" and self.journal is not None:
+            self.render = lambda _logger, _method, line: ((journald.entry(line),), {})
+        else:
+            self.render = structlog.processors.JSONRenderer()
 
     def drop(
         self, logger: structlog.typing.WrappedLogger, method: str, line: structlog.typing.EventDict
@@ -40,6 +50,15 @@ class _Output:
     ) -> structlog.typing.ProcessorReturnValue:
         """Give a line its form."""
         return self.render(logger, method, line)
+
+    def msg(self, made: str | journald.Entry) -> None:
+        """Put out what ``write`` returned: this object is the logger below all others."""
+        if isinstance(made, journald.Entry) and self.journal is not None:
+            journald.send(self.journal, made)
+        else:
+            print(made, file=sys.stderr, flush=True)
+
+    debug = info = warning = error = exception = critical = msg
 
 
 _output = _Output()
@@ -59,6 +78,6 @@ def configure(settings: LogSettings) -> None:
             _output.write,
         ],
         wrapper_class=structlog.make_filtering_bound_logger(logging.NOTSET),
-        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
+        logger_factory=lambda *_: _output,
         cache_logger_on_first_use=True,
     )

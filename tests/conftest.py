@@ -12,11 +12,12 @@ from hypothesis import HealthCheck, settings
 from meshctl.labdaemon import View
 
 SOAK = os.environ.get("MESHD_SOAK") == "1"
+REAL = os.environ.get("MESHD_REAL") == "1"
 SEEDS = 5
 SOAK_SEEDS = 200
 SOAK_EXAMPLES = 2000
 
-ROOT_FOLDERS = {"lab": "lab", "kernel": "kernel"}
+ROOT_FOLDERS = {"lab": "lab", "kernel": "kernel", "real": "real"}
 """Folder of tests that need root -> their mark."""
 
 # No deadline: a busy machine is no failure. The same examples every run: a red test stays red.
@@ -46,6 +47,9 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     here = Path(__file__).parent
+    if not REAL:  # `make test-real` runs them: minutes each, and packages that `make setup` does not install
+        config.hook.pytest_deselected(items=[item for item in items if item.get_closest_marker("long")])
+        items[:] = [item for item in items if not item.get_closest_marker("long")]
     for item in items:
         folder = item.path.relative_to(here).parts[0]
         if folder in ROOT_FOLDERS:

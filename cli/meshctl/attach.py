@@ -99,7 +99,7 @@ def put_in(client: Client, namespace: Namespace, network: str, wanted: dict[str,
     """Attach and plumb; return the endpoint. On failure, and on a signal that ends this process, an endpoint that
     was new is removed again.
     """
-    where = {"cookie": namespace.cookie, "boot_id": namespace.boot_id, "path": namespace.path}
+    where = {"cookie": namespace.cookie, "path": namespace.path}
     body = {key: value for key, value in wanted.items() if value is not None}
     made: dict[str, Any] | None = None
     status = 0
@@ -176,7 +176,7 @@ def _in_namespace(client: Client, network: str, path: str) -> list[str]:
     """
     try:
         with opened(path) as space:
-            where = client.get("endpoints", network=network, netns_cookie=space.cookie, boot_id=space.boot_id)
+            where = client.get("endpoints", network=network, netns_cookie=space.cookie)
             return [str(found["id"]) for found in where]
     except Failed as error:
         if is_gone(error):

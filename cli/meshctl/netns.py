@@ -13,7 +13,6 @@ import signal
 import socket
 import threading
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import NamedTuple, TypeVar
 
 from meshctl.errors import Failed, reason
@@ -22,7 +21,6 @@ T = TypeVar("T")
 
 NAMED = "/run/netns"  # where ip-netns(8) keeps its names
 OWN = "/proc/self/ns/net"
-BOOT_ID = "/proc/sys/kernel/random/boot_id"
 CLONE_NEWNET = 0x40000000
 NSFS_MAGIC = 0x6E736673  # linux/magic.h
 NS_GET_NSTYPE = 0xB703  # linux/nsfs.h: ioctl that says which kind of namespace a descriptor is
@@ -33,12 +31,11 @@ libc = ctypes.CDLL(None, use_errno=True)
 
 
 class Namespace(NamedTuple):
-    """An open network namespace. ``path``: as the caller named it. ``cookie`` and ``boot_id`` name it for good."""
+    """An open network namespace. ``path``: as the caller named it. ``cookie`` names it for this boot."""
 
     fd: int
     path: str
     cookie: int
-    boot_id: str
 
 
 def path_of(netns: str | None, pid: int | None) -> str:
@@ -63,7 +60,7 @@ def opened(path: str) -> Iterator[Namespace]:
                 f"{path} is this host's own namespace; nothing was changed", "name a container's namespace"
             )
         cookie = int.from_bytes(inside(fd, path, _cookie), "little")
-        yield Namespace(fd, path, cookie, Path(BOOT_ID).read_text().strip())
+        yield Namespace(fd, path, cookie)
     finally:
         os.close(fd)
 

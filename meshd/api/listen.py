@@ -67,8 +67,10 @@ def listen(path: str, mode: int, group: int | None = None) -> socket.socket:
         finally:
             os.umask(old)
         try:
-            if group is not None:
-                os.chown(temporary, -1, group)
+            if group is not None and Path(temporary).stat().st_gid != group:
+                os.chown(
+                    temporary, -1, group
+                )  # not where it changes nothing: the unit's seccomp filter refuses it
             Path(temporary).chmod(mode)
             sock.listen(config.API_BACKLOG)
             Path(temporary).rename(path)

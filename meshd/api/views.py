@@ -286,9 +286,14 @@ class EndpointFilter:
         self.netns_cookie = netns_cookie
         self.boot_id = boot_id
 
+    def _boot(self, cluster: ClusterLike) -> str | None:
+        """Return the boot that is asked for: a cookie counts within one, by default this one."""
+        return cluster.boot_id if self.boot_id is None and self.netns_cookie is not None else self.boot_id
+
     def select(self, cluster: ClusterLike) -> Iterator[EndpointId]:
         """Yield the endpoints wanted, at the cost of those that the narrowest index leaves."""
         found: Iterable[EndpointId] = cluster.endpoints
+        wanted_boot = self._boot(cluster)
         if self.netns_cookie is not None or self.boot_id is not None:
             found = (id_ for id_ in cluster.attachments if id_ in cluster.endpoints)
         elif self.network is not None:
@@ -301,7 +306,7 @@ class EndpointFilter:
                 self.network in (None, endpoint.network)
                 and (self.host is None or self.host in names[endpoint.host])
                 and self.netns_cookie in (None, cookie)
-                and self.boot_id in (None, boot)
+                and wanted_boot in (None, boot)
             ):
                 yield endpoint_id
 

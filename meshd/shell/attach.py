@@ -80,10 +80,11 @@ MAC = re.compile(r"[0-9A-Fa-f]{2}(:[0-9A-Fa-f]{2}){5}")
 
 
 class Netns(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Names a network namespace beyond doubt: SO_NETNS_COOKIE and the boot it counts in; ``path`` is for people."""
+    """Names a network namespace: SO_NETNS_COOKIE, which counts within a boot; ``path`` is for people. ``boot_id``: who
+    kept the cookie from earlier on says of which boot it is; "": of this one."""
 
     cookie: Annotated[int, msgspec.Meta(ge=1, le=2**63 - 1)]
-    boot_id: Annotated[str, msgspec.Meta(min_length=1, max_length=255)]
+    boot_id: Annotated[str, msgspec.Meta(max_length=255)] = ""
     path: Annotated[str, msgspec.Meta(max_length=4096)] = ""
 
 
@@ -153,7 +154,7 @@ async def attach(
 
 def _check(cluster: ClusterLike, request: AttachRequest) -> None:
     """Refuse what no network could make true."""
-    if request.netns.boot_id != cluster.boot_id:
+    if request.netns.boot_id not in ("", cluster.boot_id):
         raise BadRequest(
             "netns.boot_id: the namespace is of another boot or host", "ask the daemon of the host it is on"
         )
@@ -305,7 +306,7 @@ async def _make_at(
             created_ms=cluster.wall_ms(),
         )
         attachment = Attachment(
-            boot_id=request.netns.boot_id,
+            boot_id=cluster.boot_id,
             netns_cookie=request.netns.cookie,
             netns_path=request.netns.path,
             ifname=request.ifname,

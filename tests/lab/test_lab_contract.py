@@ -69,6 +69,7 @@ COMMANDS: dict[str, Any] = {
     "metrics": [{"name": re.compile(r"meshd_\w+"), "labels": dict, "value": float}],
     "token": JOINING,
     "version": {"version": str, "daemon": str},
+    "completion bash": {"shell": str, "script": str},
     "attach shaped --netns {ns} --name shape": ENDPOINT,
     "detach shaped --endpoint 00000000": {"removed": {False}, "endpoints": []},
     "network create more --label a=b": DETAIL,

@@ -273,6 +273,7 @@ async def test_endpoints_are_filtered_and_stale_while_their_host_is_failed():
     assert await names("?host=host2") == [("far", "up")]
     assert await names(f"?host={one.me.hex()}") == [("web", "up"), ("db", "up")]
     assert await names(f"?netns_cookie=7&boot_id={BOOT}") == [("web", "up"), ("db", "up")]
+    assert await names("?netns_cookie=7") == [("web", "up"), ("db", "up")]
     assert await names("?netns_cookie=8") == []
     assert (await site.ask("GET", "/v1/endpoints?network=nosuch"))[0] == 404
     assert (await site.ask("GET", "/v1/endpoints?netns_cookie=-1"))[0] == 400
