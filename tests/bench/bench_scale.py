@@ -1,13 +1,14 @@
 """Scale of the data plane: where time and memory go with 100,000 endpoints on other hosts, what one more costs, and
 1,000 networks on one host. Prints; asserts nothing.
 
-    python tests/bench/bench_scale.py [cold] [delta] [daemons] [networks] [--endpoints 100000] [--networks 1000]
+    python tests/bench/bench_scale.py [cold] [delta] [daemons] [networks] [arrival] [--endpoints 100000] [--networks 1000]
 
 ``cold``      in this process, in a namespace of its own: the daemon's own steps from snapshot to kernel, one by one
 ``delta``     the same, one endpoint added and removed in a network of 100 and of ``--endpoints``
 ``daemons``   two real daemons: one has the endpoints of a third, dead host on its disk, the other learns them by
               sync and programs them; then the other starts from its own disk with an empty kernel
 ``networks``  one real daemon with so many networks, each with a local endpoint
+``arrival``   two real daemons: one with 10,000 endpoints on its disk starts; when the other has all rows
 
 Loop lag is measured from outside: a caller asks the daemon's socket for its own status again and again; while the
 loop is held, nobody is answered. Its figure at rest is printed beside it.
@@ -366,6 +367,39 @@ def daemons(count: int) -> None:
         print(f"  in sync: {learner.json('diff')['in_sync']}")
 
 
+def arrival(count: int) -> None:
+    """Let a host that has ``count`` endpoints come up: from the moment another has learnt the last of them to all rows
+    written there, and from the host's start."""
+    print(f"a host with {count:,} endpoints comes up")
+    for attempt in range(ARRIVALS):
+        with tempfile.TemporaryDirectory(prefix="meshd-bench-") as folder, contextlib.ExitStack() as stack:
+            lab = Lab.up(2, Path(folder) / "lab")
+            stack.callback(lab.down)
+            learner, holder = lab.hosts
+            learner.json("network", "create", "big", "--subnet", "100.64.0.0/12")
+            (network,) = [n["id"] for n in learner.json("network", "ls") if n["name"] == "big"]
+            learner.json("attach", "big", "--netns", f"/run/netns/{lab.container('c1')}")
+            holder.wait_network("big")
+            holder.stop()
+            give_endpoints(holder, count, bytes.fromhex(network))
+            api, used, begun = Unix(learner.socket), cpu_s(learner.pid), time.perf_counter()
+            holder.begin()
+            while api.call("GET", "/v1/status")["endpoints"] <= count:
+                time.sleep(0.002)
+            known = time.perf_counter()
+            while neighbours(learner) < count:
+                time.sleep(0.005)
+            done = time.perf_counter()
+            print(
+                f"  {attempt + 1}: all known after {known - begun:6.2f} s, all rows {1000 * (done - known):7.0f} ms later"
+                f"  (to reach: 1000; CPU of the daemon {cpu_s(learner.pid) - used:.2f} s)",
+                flush=True,
+            )
+
+
+ARRIVALS = 3
+
+
 def wait_ready(host: Host) -> None:
     """Wait longer than a lab does: at this size a start takes seconds."""
     deadline = time.perf_counter() + 120
@@ -473,12 +507,13 @@ def subnet(number: int) -> str:
 
 
 PARTS = {"cold": cold, "delta": delta, "daemons": daemons}
+ARRIVING = 10_000
 
 
 def main() -> None:
     """Run the parts asked for, or all."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("parts", nargs="*", choices=[*PARTS, "networks", []])
+    parser.add_argument("parts", nargs="*", choices=[*PARTS, "networks", "arrival", []])
     parser.add_argument("--endpoints", type=int, default=100_000)
     parser.add_argument("--networks", type=int, default=1_000)
     options = parser.parse_args()
@@ -486,9 +521,11 @@ def main() -> None:
     print(f"load of this machine before: {load:.1f} a core; above 0.5, trust the CPU seconds only")
     if shutil.which("ip") is None:
         sys.exit("needs ip")
-    for part in options.parts or [*PARTS, "networks"]:
+    for part in options.parts or [*PARTS, "networks", "arrival"]:
         if part == "networks":
             networks(options.networks)
+        elif part == "arrival":
+            arrival(min(ARRIVING, options.endpoints))
         else:
             PARTS[part](options.endpoints)
 
