@@ -5,7 +5,7 @@ Attribute numbers: linux/if_link.h.
 """
 
 import struct
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import NamedTuple, cast
 
 from meshd.kernel import frames
@@ -26,6 +26,7 @@ other of two devices; arp_announce and arp_ignore, since Linux answers for every
 
 OUR_KINDS = ("bridge", "vxlan", "veth", "macvlan", "ipvlan")
 
+_U16 = struct.Struct("=H")
 IFINFOMSG = struct.Struct("=BxHiII")  # family, device type, ifindex, flags, change
 _BODY = frames.HEADER_BYTES + IFINFOMSG.size
 _NO_STATS = frames.attribute(IFLA_EXT_MASK, struct.pack("=I", 1 << 3))  # RTEXT_FILTER_SKIP_STATS
@@ -72,6 +73,12 @@ def dump_request() -> bytes:
     return frames.request(RTM_GETLINK, 0, IFINFOMSG.pack(0, 0, 0, 0, 0) + _NO_STATS)
 
 
+def dump_kind(kind: str) -> bytes:
+    """Pack the dump request for devices of a kind. Kernels that cannot filter answer with all."""
+    info = frames.attribute(IFLA_LINKINFO, frames.attribute(IFLA_INFO_KIND, kind.encode() + b"\0"))
+    return frames.request(RTM_GETLINK, 0, IFINFOMSG.pack(0, 0, 0, 0, 0) + _NO_STATS + info)
+
+
 def get_request(name: str) -> bytes:
     """Pack the request for one device by name."""
     body = IFINFOMSG.pack(0, 0, 0, 0, 0) + frames.attribute(IFLA_IFNAME, name.encode() + b"\0") + _NO_STATS
@@ -105,12 +112,20 @@ def parse(chunk: bytes, start: int, end: int) -> Seen:
 
 def parse_all(chunks: Iterable[bytes]) -> list[Seen]:
     """Read a dump."""
-    return [
-        parse(chunk, start, end)
-        for chunk in chunks
-        for kind, _, start, end in frames.split(chunk)
-        if kind == RTM_NEWLINK
-    ]
+    return [parse(chunk, start, end) for chunk, start, end in messages(chunks)]
+
+
+def messages(chunks: Iterable[bytes]) -> Iterator[tuple[bytes, int, int]]:
+    """Yield where in a dump each device is: buffer, start and end."""
+    for chunk in chunks:
+        for kind, _, start, end in frames.split(chunk):
+            if kind == RTM_NEWLINK:
+                yield chunk, start, end
+
+
+def alias_bytes(head: str) -> bytes:
+    """Return the bytes that a message has only where a device's alias begins with ``head``."""
+    return _U16.pack(IFLA_IFALIAS) + head.encode()
 
 
 def parse_port(chunk: bytes, start: int, end: int) -> tuple[int, dict[int, bytes]]:

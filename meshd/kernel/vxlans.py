@@ -30,8 +30,11 @@ class ForeignVxlan(NamedTuple):
 
 def foreign(link: netlink.Netlink, mark: str) -> list[ForeignVxlan]:
     """List them by name. ``mark``: names.cluster_mark; another cluster's devices are foreign. Raises KernelError."""
-    found = []
-    for seen in linkdump.parse_all(link.dump(linkdump.dump_request())):
+    found, ours = [], linkdump.alias_bytes(names.alias_head(mark))
+    for chunk, start, end in linkdump.messages(link.dump(linkdump.dump_kind("vxlan"))):
+        if chunk.find(ours, start, end) >= 0:
+            continue  # most are, and to read one takes 15 us
+        seen = linkdump.parse(chunk, start, end)
         if seen.kind != "vxlan" or names.alias_network(seen.alias, mark) is not None:
             continue
         external = seen.data.get(IFLA_VXLAN_COLLECT_METADATA, b"\0") != b"\0"

@@ -162,7 +162,7 @@ def outward(view: View, version: int) -> list[str]:
         if id_ in here
         and network.driver in BRIDGED_DRIVERS
         and not network.internal
-        and any(ipaddress.ip_network(subnet.cidr).version == version for subnet in network.subnets)
+        and any((":" in subnet.cidr) == (version == 6) for subnet in network.subnets)  # asked by every status
     ]
 
 

@@ -164,9 +164,14 @@ def lan_bridge_mac(bridge: bytes) -> bytes:
     return _local_mac(b"lan" + bridge)
 
 
+def alias_head(mark: str) -> str:
+    """Return what every alias of a cluster's devices begins with."""
+    return f"{MARK}:{mark}:"
+
+
 def alias_network(text: str, mark: str) -> NetworkId | None:
     """Return the network that an alias names, or None if it is not this cluster's mark."""
-    head = f"{MARK}:{mark}:"
+    head = alias_head(mark)
     if not text.startswith(head):
         return None
     try:
