@@ -31,7 +31,7 @@ IFINFOMSG = struct.Struct("=BxHiII")  # family, device type, ifindex, flags, cha
 _BODY = frames.HEADER_BYTES + IFINFOMSG.size
 _NO_STATS = frames.attribute(IFLA_EXT_MASK, struct.pack("=I", 1 << 3))  # RTEXT_FILTER_SKIP_STATS
 _PORT = {
-    "learning": 8, "flood": 9, "mcast_flood": 27, "bcast_flood": 30, "neigh_suppress": 32, "isolated": 33, "locked": 39,
+    "hairpin": 4, "learning": 8, "flood": 9, "mcast_flood": 27, "bcast_flood": 30, "neigh_suppress": 32, "isolated": 33, "locked": 39,
 }  # fmt: skip
 """Field of plan.objects.Port -> IFLA_BRPORT_*."""
 MACVLAN_MODES = {"private": 1, "vepa": 2, "bridge": 4, "passthru": 8}

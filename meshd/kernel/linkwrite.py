@@ -203,6 +203,7 @@ def _port(port: Port) -> _Attrs:
         ("IFLA_BRPORT_MCAST_FLOOD", int(port.mcast_flood)),
         ("IFLA_BRPORT_BCAST_FLOOD", int(port.bcast_flood)),
         ("IFLA_BRPORT_NEIGH_SUPPRESS", int(port.neigh_suppress)),
+        ("IFLA_BRPORT_MODE", int(port.hairpin)),
         ("IFLA_BRPORT_ISOLATED", int(port.isolated)),
         ("IFLA_BRPORT_LOCKED", int(port.locked)),
     ]

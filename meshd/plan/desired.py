@@ -52,9 +52,6 @@ VXLAN_PORT_FOR_ALL = Port(learning=False, flood=False, neigh_suppress=True, lock
 """The same where broadcast and multicast frames are to go to all: still nothing unknown, still no ARP for whom the
 rows know."""
 
-CONTAINER_PORT = Port()
-ISOLATED_PORT = Port(isolated=True)
-"""Of a network whose endpoints are kept from each other: what is routed between them is the firewall's to drop."""
 LINK_LOCAL_PREFIX = 64
 """Bits (RFC 4291) of the address that a device of ours has where packets are forwarded to it over IPv6: without one the
 kernel solicits nobody for what it forwards (net/ipv6/ndisc.c, ndisc_send_ns)."""
@@ -315,7 +312,7 @@ def host_end(view: View, id_: EndpointId, endpoint: Endpoint, network: Network) 
         names.alias(view.cluster, endpoint.network, id_),
         mtu,
         master=bridge_name(endpoint.network, network),
-        port=ISOLATED_PORT if firewall.isolates_ports(network) else CONTAINER_PORT,
+        port=Port(isolated=firewall.isolates_ports(network), hairpin=bool(endpoint.published)),
         peer=far if is_host else None,
     )
     if is_host:
@@ -334,6 +331,7 @@ def host_end(view: View, id_: EndpointId, endpoint: Endpoint, network: Network) 
     )
     if endpoint.published:
         kernel.elements.update(firewall.published_elements(endpoint))
+        kernel.elements.update(firewall.loop_elements(attachment.host_if, endpoint))
     return kernel
 
 

@@ -96,6 +96,8 @@ _INET = """\
 	chain postrouting {
 		type nat hook postrouting priority srcnat; policy accept;
 		iifname . oifname @same ct status dnat masquerade
+		ip saddr . ip daddr @selves4 masquerade
+		ip6 saddr . ip6 daddr @selves6 masquerade
 		oifname @bridges ip saddr 127.0.0.0/8 masquerade
 		iifname @bridges oifname != @bridges masquerade
 	}
@@ -107,6 +109,11 @@ _BRIDGE = """\
 		type filter hook prerouting priority filter; policy accept;
 		iifname @ports jump container
 		iifname @own notrack
+	}
+
+	chain forward {
+		type filter hook forward priority filter; policy accept;
+		iifname . oifname @loops meta pkttype { broadcast, multicast } drop
 	}
 
 	chain container {
@@ -202,6 +209,17 @@ def port_elements(host_if: str, endpoint: Endpoint) -> Elements:
             if len(ip) == 16:
                 found[element("ips6", name, ip)] = b""
                 found[element("targets6", name, ip)] = b""
+    return found
+
+
+def loop_elements(host_if: str, endpoint: Endpoint) -> Elements:
+    """Return what lets an endpoint reach its own published ports where br_netfilter translates them in the bridge: its
+    packets come back by the port that they came from (Port.hairpin), from another address than its own, which it would
+    not take, and nothing that is for all does."""
+    name = host_if.encode()
+    found = {element("loops", name, name): b""}
+    for ip in endpoint.ips:
+        found[element("selves4" if len(ip) == 4 else "selves6", ip, ip)] = b""
     return found
 
 

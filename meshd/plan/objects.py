@@ -23,6 +23,7 @@ class Port(msgspec.Struct, frozen=True):
     mcast_flood: bool = True
     bcast_flood: bool = True
     neigh_suppress: bool = False
+    hairpin: bool = False  # frames go back by the port that they came from
     isolated: bool = False  # exchanges no frame with other isolated ports
     locked: bool = False  # takes only frames whose source has a row that leads to this port
 

@@ -2,6 +2,7 @@
 would arrive. Each forgery is followed by an honest frame the same way; once that is there, the other is not coming."""
 
 import contextlib
+import functools
 import ipaddress
 import itertools
 import socket
@@ -68,7 +69,7 @@ def view(family=4, **published):
 class Site:
     """A host with two containers, programmed as the plan says, and a LAN with a friend and a stranger on it."""
 
-    def __init__(self, make_netns, family):
+    def __init__(self, make_netns, family, **published):
         self.family = family
         self.host, self.lan = make_netns(), make_netns()
         self.boxes = {n: make_netns() for n in (1, 2)}
@@ -80,7 +81,7 @@ class Site:
             self.lan.run("ip", "addr", "add", f"{where[who]}/{where['prefix']}", "dev", "u1", *nodad)
         self.host.run("ip", "link", "set", "u0", "up")
         self.lan.run("ip", "link", "set", "u1", "up")
-        self.view = view(family)
+        self.view = view(family, **published)
         self.kernel = self.host.call(Namespace)
         want = desired(self.view)
         for n in (1, 2):
@@ -110,8 +111,8 @@ class Site:
 def site(make_netns):
     with contextlib.ExitStack() as stack:
 
-        def build(family=4):
-            made = Site(make_netns, family)
+        def build(family=4, **published):
+            made = Site(make_netns, family, **published)
             stack.callback(made.close)
             return made
 
@@ -143,6 +144,24 @@ def arrives(listener, send, honest):
         seen |= first in data
         if second in data:
             return seen
+
+
+# --- what comes back by the port that it came from -----------------------------------------------------------------
+SOL_PACKET, PACKET_IGNORE_OUTGOING = 263, 23
+
+
+def test_what_an_endpoint_with_published_ports_sends_to_all_does_not_come_back_to_it(site):
+    """Its port is in hairpin mode: that alone would have duplicate address detection hear itself."""
+    s = site(e1=("8080:80/tcp",))
+    own, near = (packet_socket(s.boxes[n], "eth0") for n in (1, 2))
+    with own, near:
+        own.setsockopt(SOL_PACKET, PACKET_IGNORE_OUTGOING, 1)
+        for group in (b"\xff" * 6, bytes.fromhex("333300000001"), bytes.fromhex("01005e000001")):
+            to_all = functools.partial(lambda group, mark: own.send(group + honest(s, mark)[6:]), group)
+            assert arrives(near, to_all, lambda mark: own.send(honest(s, mark))), "its neighbours hear it"
+            assert not arrives(own, to_all, lambda mark: near.send(
+                frames.ether(s.mac(1), s.mac(2), frames.IP, frames.ip4(s.v4(2), s.v4(1), frames.udp(1, 2, mark)))
+            ))  # fmt: skip
 
 
 # --- what a container sends ---------------------------------------------------------------------------------------

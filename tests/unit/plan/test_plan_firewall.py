@@ -161,7 +161,14 @@ def test_one_more_endpoint_is_the_same_few_elements_however_many_there_are(there
     after = desired(world.view())
     sort = (PutElement, DelElement, SetFirewall)
     added = [op for op in diff(after, before, deletions=True) if isinstance(op, sort)]
-    assert sorted(op.element.set for op in added) == ["everywhere4", "ips4", "macs", "ports"]
+    assert sorted(op.element.set for op in added) == [
+        "everywhere4",
+        "ips4",
+        "loops",
+        "macs",
+        "ports",
+        "selves4",
+    ]
     removed = [op for op in diff(before, after, deletions=True) if isinstance(op, sort)]
     assert removed == [DelElement(op.element) for op in added]
 
