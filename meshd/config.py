@@ -265,6 +265,7 @@ CNM_CONNECTIONS = 512  # all of them root's: dockerd starts 128 containers a cor
 CNM_RETRY_S = 30.0  # the folder of Docker's plugins, which Docker may make later, is looked for this often
 
 # --- disk (shell/journal.py) ----------------------------------------------------------------------------
+RESERVE_BYTES = 1024 * 1024  # kept allocated for when the disk is full: 8,000 releases of 130 bytes each
 JOURNAL_MAX_BYTES = 8 * 1024 * 1024  # above: a snapshot is taken and the journal starts anew
 
 # --- the local socket (api/) ----------------------------------------------------------------------------

@@ -123,6 +123,7 @@ async def _run(settings: Settings, source: Path) -> bool:
             name=name, address=address.packed, port=address.port, session=os.urandom(16), software=__version__
         )
         writer = DiskWriter(journal)
+        writer.keep_reserve()
         cluster = Cluster(
             me=who.host, settings=settings, store=store, disk=writer, entropy=os.urandom,
             boot_id=_read("/proc/sys/kernel/random/boot_id"), mark=mark, secret=who.secret,
@@ -214,7 +215,10 @@ async def _serve(
         nursery.start_soon(cluster.gossip.run)
         nursery.start_soon(cluster.lag.run)
         nursery.start_soon(cluster.streams.serve)
-        await cluster.publish_facts(facts)
+        try:
+            await cluster.publish_facts(facts)
+        except Unavailable as error:  # a host whose disk is full serves what it has
+            log.warning("start", error=error.what)
         cluster.gossip.underlay(facts.underlay_mtu)
         await _ensure_bridge(cluster)
         await attach.release_other_boots(cluster)
@@ -235,7 +239,7 @@ async def _serve(
         nursery.start_soon(keeper.run)
         cluster.forwarding = await cluster.reconciler.in_kernel_thread(cluster.kernel.forwarding)
         nursery.start_soon(own.run)
-        nursery.start_soon(_keep_house, cluster, cni)
+        nursery.start_soon(_keep_house, cluster, cni, writer)
         await cni.catch_up()
         cluster.ready = True
         log.info(
@@ -310,7 +314,21 @@ def _hup(cluster: Cluster) -> None:
     notify("READY=1")
 
 
-async def _keep_house(cluster: Cluster, cni: Cni) -> None:
+def _tell_of_disk(cluster: Cluster, writer: DiskWriter) -> None:
+    """Raise or take back the alarm about the disk, and have it tried again."""
+    if writer.trouble:
+        where = cluster.settings.host.state_dir
+        text = f"the state cannot be written to {where}: {writer.trouble}; until it can, nothing new is made here"
+        cluster.alarm(DISK, text)
+        writer.look_again()
+    else:
+        cluster.calm(DISK)
+
+
+DISK = "disk"
+
+
+async def _keep_house(cluster: Cluster, cni: Cni, writer: DiskWriter) -> None:
     """What nobody asks for but must happen: endpoints whose link is gone, tombstones, limits that come near."""
     checked = cluster.now()
     limits_first: dict[int, NeighLimit] = {}
@@ -319,6 +337,7 @@ async def _keep_house(cluster: Cluster, cni: Cni) -> None:
     while True:
         await trio.sleep(HOUSEKEEPING_S)
         now = cluster.now()
+        _tell_of_disk(cluster, writer)
         try:
             await cni.catch_up()
             await attach.release_vanished(cluster, cluster.reconciler.vanished(now))
@@ -333,6 +352,7 @@ async def _keep_house(cluster: Cluster, cni: Cni) -> None:
                         "endpoint released: this host has no record of where it was", endpoint=endpoint.hex()
                     )
                     await cluster.release(endpoint)
+            await cluster.publish_facts(cluster.own_facts)  # where the disk refused that before
             await cluster.collect_tombstones()
             cluster.age_rows()
             if now - checked >= UNDERLAY_CHECK_S:

@@ -6,6 +6,7 @@ state_dir/snapshot  magic, format (2), length of the body (8), sha256 of the bod
 A body is a row of entries: length (4), then one byte saying what: an item that now stands, or a key forgotten.
 One record is one commit: after a crash all of it is there or none.
 
+state_dir/reserve   nothing, allocated: what a full disk leaves for releases
 A record that stops at the end of the file, or a tail of zeros, is a write that a crash cut short: it was never
 answered, and is cut off. Damage before the end is not: the daemon refuses to start and leaves the file as it is.
 The header has a checksum of its own, so that a rotten length is not taken for a cut that would drop all that
@@ -13,6 +14,7 @@ follows. crc32 (zlib) finds torn and rotten records; nothing here defends agains
 """
 
 import contextlib
+import errno
 import hashlib
 import os
 import struct
@@ -23,7 +25,7 @@ from pathlib import Path
 import structlog
 import trio
 
-from meshd.config import JOURNAL_MAX_BYTES
+from meshd.config import JOURNAL_MAX_BYTES, RESERVE_BYTES
 from meshd.errors import StateError, Unavailable
 from meshd.model import Item, Key
 from meshd.wire.codec import decode_item, encode_item
@@ -108,6 +110,7 @@ class Journal:
         self.directory = state_dir
         self._path = state_dir / "journal"
         self._snapshot = state_dir / "snapshot"
+        self._reserve = state_dir / "reserve"
         self._fd = -1
         self.size = 0
         self.cut_short = 0
@@ -235,6 +238,23 @@ class Journal:
         self._fd, self.size = fd, len(JOURNAL_MAGIC)
         _sync_dir(self.directory)
 
+    def keep_reserve(self) -> None:
+        """Have RESERVE_BYTES of the disk kept for releases. Raises OSError where there are not so many, or the disk
+        refuses to be written at all."""
+        fd = os.open(self._reserve, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            os.posix_fallocate(fd, 0, RESERVE_BYTES)
+            os.fsync(fd)
+        except OSError:
+            self.spend_reserve()
+            raise
+        finally:
+            os.close(fd)
+
+    def spend_reserve(self) -> None:
+        """Give the reserve back to the disk, for what is to be written now."""
+        self._reserve.unlink(missing_ok=True)
+
     def close(self) -> None:
         """Close the file; what was appended is already durable."""
         if self._fd >= 0:
@@ -243,10 +263,15 @@ class Journal:
 
 
 class DiskWriter:
-    """Commits from many tasks, written together: one fdatasync serves all that waited for it."""
+    """Commits from many tasks, written together: one fdatasync serves all that waited for it.
+
+    A full disk refuses what takes an address or makes anything; what gives something up is written into the reserve
+    (Journal.keep_reserve), until that can be kept again. ``trouble``: why the disk refuses now, "" where it does not.
+    """
 
     def __init__(self, journal: Journal) -> None:
         self._journal = journal
+        self.trouble = ""
         self._notes: dict[Key, Entry] = {}
         self._waiters: list[_Waiter] = []
         self._wake = trio.Event()
@@ -282,6 +307,18 @@ class DiskWriter:
         self._notes[key] = entry
         self._wake.set()
 
+    def keep_reserve(self) -> None:
+        """Keep the reserve from the start on; where there is no room for it the disk counts as full. Blocks."""
+        try:
+            self._journal.keep_reserve()
+        except OSError as error:
+            self.trouble = error.strerror or str(error)
+
+    def look_again(self) -> None:
+        """Have a disk that refused tried again, where nobody else has anything to write."""
+        if self.trouble:
+            self._wake.set()
+
     async def run(self, everything: Callable[[], Iterable[Item]]) -> None:
         """Write what comes, for ever. ``everything`` gives all items when the journal has grown too long."""
         while True:
@@ -305,16 +342,34 @@ class DiskWriter:
         batch = [entry for waiter in waiters for entry in waiter.entries]
         error: OSError | None = None
         try:
+            if self.trouble:
+                await trio.to_thread.run_sync(self._journal.keep_reserve)
             if noted or batch:
                 await trio.to_thread.run_sync(self._journal.append, [*noted.values(), *batch])
+            self.trouble = ""
         except OSError as refused:
             error = refused
+            self.trouble = refused.strerror or str(refused)
             self._notes = noted | self._notes
+        written = waiters if error is None else await self._write_releases(waiters, error)
         for waiter in waiters:
-            waiter.error = error
-            if error is None:
+            waiter.error = None if waiter in written else error
+            if waiter.error is None:
                 waiter.then()
             waiter.done.set()
+
+    async def _write_releases(self, waiters: list["_Waiter"], error: OSError) -> list["_Waiter"]:
+        """Write what gives something up where the disk is full, and return whose that is."""
+        releases = [waiter for waiter in waiters if waiter.gives_up]
+        if not releases or error.errno not in _FULL:
+            return []
+        entries = [entry for waiter in releases for entry in waiter.entries]
+        try:
+            await trio.to_thread.run_sync(self._journal.spend_reserve)
+            await trio.to_thread.run_sync(self._journal.append, entries)
+        except OSError:
+            return []
+        return releases
 
     async def flush(self) -> None:
         """Return when what is noted is on disk, or was refused: the daemon is stopping. ``run`` does the writing:
@@ -323,8 +378,14 @@ class DiskWriter:
             await self.commit(())
 
 
+_FULL = (errno.ENOSPC, errno.EDQUOT)
+
+
 class _Waiter:
+    """``gives_up``: all that it writes is that something is no more."""
+
     def __init__(self, entries: list[Entry], then: Callable[[], None]) -> None:
+        self.gives_up = bool(entries) and all(isinstance(each, Key) or each.dead for each in entries)
         self.entries = entries
         self.then = then
         self.done = trio.Event()
@@ -341,6 +402,7 @@ def _write_new(path: Path, data: bytes) -> int:
         os.fsync(fd)
     except BaseException:
         os.close(fd)
+        path.unlink(missing_ok=True)  # on a full disk half of it would be what is missing elsewhere
         raise
     return fd
 

@@ -8,9 +8,10 @@ from functools import partial
 import msgspec
 import pytest
 import trio
+import trio.testing
 
 from meshd.errors import StateError, Unavailable
-from meshd.model import Attachment, Item, Key, Kind, MemberFacts, Opaque, Version
+from meshd.model import Attachment, Item, Key, Kind, MemberFacts, Opaque, Released, Version
 from meshd.shell.journal import (
     JOURNAL_MAGIC,
     DiskWriter,
@@ -318,3 +319,130 @@ def test_a_long_journal_is_read_once_and_not_its_rest_again_for_every_record():
         assert _record_at(data, offset) is not None
         offset += len(records.pop(0))
     assert data.copied < 2 * len(data)
+
+
+@pytest.fixture
+def small_disk(tmp_path, monkeypatch):
+    """A disk of so many bytes, in Journal's eyes: one that is really full is in tests/lab/test_lab_disk.py."""
+    disk = {"bytes": 4000}
+    write = os.write
+
+    def room():
+        return disk["bytes"] - sum(path.stat().st_size for path in tmp_path.iterdir())
+
+    def full(fd, data):
+        if room() <= 0:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return write(fd, data[: room()])
+
+    def fallocate(fd, offset, length):
+        if max(0, length - os.fstat(fd).st_size) > max(0, room()):
+            raise OSError(errno.ENOSPC, "No space left on device")
+        os.truncate(fd, max(length, os.fstat(fd).st_size))
+
+    monkeypatch.setattr(os, "write", full)
+    monkeypatch.setattr(os, "posix_fallocate", fallocate)
+    monkeypatch.setattr("meshd.shell.journal.RESERVE_BYTES", 1000)
+    return disk
+
+
+def released(number):
+    return msgspec.structs.replace(
+        item(number),
+        kind=Kind.ENDPOINT,
+        body=Released(b"n" * 16, number),
+        dead=True,
+        version=Version(number, 1, b""),
+    )
+
+
+async def until_full(writer, make):
+    """Commit one item after the other until the disk is full; return those that were taken."""
+    done = []
+    for number in range(1000):
+        try:
+            await writer.commit([make(number)])
+        except Unavailable:
+            assert writer.trouble == "No space left on device"
+            return done
+        done.append(make(number))
+    raise AssertionError("it never was")
+
+
+async def test_a_full_disk_takes_releases_and_nothing_else_until_there_is_room_again(tmp_path, small_disk):
+    journal = Journal(tmp_path)
+    journal.load()
+    writer = DiskWriter(journal)
+    writer.keep_reserve()
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(writer.run, list)
+        done = await until_full(writer, item)
+        assert 10 < len(done) < 50
+        assert writer.trouble == "No space left on device"
+        for number in range(200, 205):  # into the reserve, which is of no use to anybody else
+            await writer.commit([released(number), Key(Kind.ATTACHMENT, b"e" * 16)])
+            done += [released(number), Key(Kind.ATTACHMENT, b"e" * 16)]
+            with pytest.raises(Unavailable):
+                await writer.commit([item(number)])
+        writer.note(item(300))
+        writer.look_again()
+        await trio.testing.wait_all_tasks_blocked(0.05)
+        assert loaded(tmp_path)[0] == done
+        assert writer.trouble
+
+        small_disk["bytes"] = 10_000
+        writer.look_again()
+        await writer.flush()
+        assert writer.trouble == ""
+        assert loaded(tmp_path)[0] == [*done, item(300)]
+        await writer.commit([item(1)])
+        assert (tmp_path / "reserve").stat().st_size == 1000
+        nursery.cancel_scope.cancel()
+    journal.close()
+    small_disk["bytes"] = 0
+    started = DiskWriter(journal)
+    started.keep_reserve()
+    assert started.trouble == "", "it is there from before"
+    journal.spend_reserve()
+    started.keep_reserve()
+    assert started.trouble == "No space left on device"
+
+
+async def test_releases_are_refused_too_where_the_disk_is_broken_or_the_reserve_used_up(
+    tmp_path, small_disk, monkeypatch
+):
+    journal = Journal(tmp_path)
+    journal.load()
+    journal.keep_reserve()
+    writer = DiskWriter(journal)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(writer.run, list)
+        await until_full(writer, released)
+        assert not (tmp_path / "reserve").exists()
+        good = loaded(tmp_path)[0]
+        assert len(good) > 30
+
+        def broken(*_):
+            raise OSError(errno.EIO, "Input/output error")
+
+        small_disk["bytes"] = 100_000
+        monkeypatch.setattr(os, "fdatasync", broken)
+        with pytest.raises(Unavailable, match="Input/output error"):
+            await writer.commit([released(2000)])
+        monkeypatch.undo()
+        await writer.commit([released(2001)])
+        nursery.cancel_scope.cancel()
+    journal.close()
+    assert loaded(tmp_path)[0] == [*good, released(2001)]
+
+
+def test_a_snapshot_that_does_not_fit_leaves_nothing_on_the_full_disk(tmp_path, small_disk):
+    journal = Journal(tmp_path)
+    journal.load()
+    journal.append([item(1)])
+    with pytest.raises(OSError, match="No space"):
+        journal.compact([item(number) for number in range(200)])
+    assert {path.name for path in tmp_path.iterdir()} == {"journal"}
+    journal.append([item(2)])
+    journal.close()
+    assert loaded(tmp_path)[0] == [item(1), item(2)]
