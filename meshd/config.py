@@ -117,6 +117,8 @@ CHALLENGE_S = (
 DEAL_SHARE = 0.5  # of a new network's pool goes to the hosts alive at creation
 BLOCK_MAX_FIRST = 64  # a first hand-on is min(/26, pool / (8 * live hosts))
 BLOCK_SHARE = 8
+HOLD_RETRY_S = 0.5  # between two questions to one witness of a hand-on: a few round trips and two fdatasyncs
+HOLD_IDS_MAX = 16  # deeds asked about at a time: they go along, 150 bytes each
 LOW_WATER = 0.25  # fetch ahead when less than this share of own space is free
 COOLDOWN_S = 120.0  # a released address rests this long if any other is free
 BLOCK_ASK_TIMEOUT_S = 2.0
@@ -128,7 +130,7 @@ INSERTS_SINGLE_MAX = (
 )
 DEED_DEPTH_MAX = 2  # genesis 0, dealt or handed on 1, handed on again 2
 DEED_DEPTH_MAX_ONE = (
-    64  # of one address, which moves with its endpoint: each move is a deed that stays for good
+    64  # of one address whose block's owner has left and so cannot take it back (state/blocks.py)
 )
 TOMBSTONES_MIN = 64  # own endpoint tombstones before the floor is raised; above, when they outnumber live
 VNI_MIN = 4096

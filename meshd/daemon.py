@@ -214,6 +214,7 @@ async def _serve(
         nursery.start_soon(writer.run, cluster.store.everything)
         nursery.start_soon(cluster.gossip.run)
         nursery.start_soon(cluster.lag.run)
+        nursery.start_soon(cluster.holds.run, cluster)
         nursery.start_soon(cluster.streams.serve)
         try:
             await cluster.publish_facts(facts)

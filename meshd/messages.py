@@ -9,6 +9,7 @@ from typing import Annotated
 
 import msgspec
 
+from meshd.config import HOLD_IDS_MAX
 from meshd.model import U32, U64, Id16, Item, MemberFacts, Short, Version
 
 DIGEST_BYTES = 16
@@ -159,6 +160,19 @@ class SubnetAsk(msgspec.Struct, frozen=True, array_like=True, tag=21):
     gateways: Annotated[tuple[Short, ...], msgspec.Meta(max_length=2)] = ()
 
 
+class Hold(msgspec.Struct, frozen=True, array_like=True, tag=22):
+    """Do you have these deeds on disk, and know of no other for their space? Asked by their owner, who sends them along
+    as News. Answered by Held once it is so, else not at all (state/confirm.py)."""
+
+    deeds: Annotated[tuple[Id16, ...], msgspec.Meta(max_length=HOLD_IDS_MAX)]
+
+
+class Held(msgspec.Struct, frozen=True, array_like=True, tag=23):
+    """I have these deeds on disk."""
+
+    deeds: Annotated[tuple[Id16, ...], msgspec.Meta(max_length=HOLD_IDS_MAX)]
+
+
 class SyncOpen(msgspec.Struct, frozen=True, array_like=True, tag=15):
     """First message of a stream: repair all differences. ``buckets`` is the count the opener will use."""
 
@@ -199,9 +213,10 @@ class MtuAck(msgspec.Struct, frozen=True, array_like=True, tag=20):
 Message = (
     Ping | Ack | PingReq | Nack | IndirectAck | Suspect | Restarting | News | Announce | Buckets | Stamps | Want
     | BlockAsk | BlockAnswer | SyncOpen | StreamPing | StreamPong | Done | MtuProbe | MtuAck | SubnetAsk
+    | Hold | Held
 )  # fmt: skip
 
 MESSAGE_TYPES: tuple[type[Message], ...] = (
     Ping, Ack, PingReq, Nack, IndirectAck, Suspect, Restarting, News, Announce, Buckets, Stamps, Want,
-    BlockAsk, BlockAnswer, SyncOpen, StreamPing, StreamPong, Done, MtuProbe, MtuAck, SubnetAsk,
+    BlockAsk, BlockAnswer, SyncOpen, StreamPing, StreamPong, Done, MtuProbe, MtuAck, SubnetAsk, Hold, Held,
 )  # fmt: skip

@@ -100,6 +100,7 @@ class Kind(enum.IntEnum):
     ATTACHMENT = 34  # id: endpoint id; which namespace and link a local endpoint has
     LOCAL_BRIDGE = 35  # a bridge that an operator made for the LAN, and its ports
     DOCKER_NETWORK = 36  # id: hash of Docker's own id; which network a Docker network of this host is
+    CONFIRMED = 37  # id: deed id; all witnesses of a deed of this host's have it
 
 
 FIRST_LOCAL_KIND = Kind.LOCAL_NETWORK
@@ -295,6 +296,12 @@ class Bridge(msgspec.Struct, frozen=True, array_like=True, gc=False):
     ports: Annotated[tuple[BridgePort, ...], msgspec.Meta(max_length=64)] = ()
 
 
+class Confirmed(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """A deed of this host's in ``network`` may be used (state/confirm.py). Never leaves this host."""
+
+    network: Id16
+
+
 HOST_NETNS = 0
 """``Attachment.netns_cookie`` of an endpoint that is the host itself: no namespace has this cookie."""
 
@@ -337,6 +344,7 @@ Body = (
     | Deed
     | Attachment
     | Bridge
+    | Confirmed
     | Opaque
     | DockerNetwork
     | None
@@ -353,6 +361,7 @@ LIVE_BODY: dict[int, type] = {
     Kind.ATTACHMENT: Attachment,
     Kind.LOCAL_BRIDGE: Bridge,
     Kind.DOCKER_NETWORK: DockerNetwork,
+    Kind.CONFIRMED: Confirmed,
 }
 """Body type of a live item, by kind."""
 

@@ -41,6 +41,8 @@ from meshd.messages import (
     BlockAnswer,
     BlockAsk,
     Buckets,
+    Held,
+    Hold,
     IndirectAck,
     Message,
     MtuAck,
@@ -77,6 +79,8 @@ from meshd.node.events import (
     BlockAsked,
     Changed,
     FetchWanted,
+    HeldTold,
+    HoldAsked,
     NodeEvent,
     PathChanged,
     StreamProbeWanted,
@@ -219,9 +223,11 @@ class Node:
             self._take(item, None, now)
         self._settle(now)
 
-    def send(self, to: HostId, message: Message, now: float) -> None:
-        """Send one message to one host (BlockAsk, SubnetAsk, BlockAnswer)."""
-        self._outbox.urgent(to, encode_message(message))
+    def send(self, to: HostId, *messages: Message, now: float) -> None:
+        """Send messages to one host (BlockAsk, SubnetAsk, BlockAnswer, Hold, Held), in this order; together in one
+        datagram where they fit."""
+        for message in messages:
+            self._outbox.urgent(to, encode_message(message))
         self._settle(now)
 
     def underlay(self, mtu: int, now: float) -> None:
@@ -423,6 +429,10 @@ class Node:
                 self._events.append(BlockAsked(sender, message))
             case BlockAnswer():
                 self._events.append(BlockAnswered(sender, message))
+            case Hold():
+                self._events.append(HoldAsked(sender, message))
+            case Held():
+                self._events.append(HeldTold(sender, message))
             case MtuProbe():
                 self._outbox.urgent(sender, encode_message(MtuAck(message.nonce)))
             case MtuAck():

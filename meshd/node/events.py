@@ -2,7 +2,7 @@
 
 import msgspec
 
-from meshd.messages import BlockAnswer, BlockAsk, SubnetAsk
+from meshd.messages import BlockAnswer, BlockAsk, Held, Hold, SubnetAsk
 from meshd.model import Address, HostId, Key
 from meshd.state.store import Change
 from meshd.swim.events import SwimEvent
@@ -53,6 +53,20 @@ class BlockAnswered(msgspec.Struct, frozen=True):
     answer: BlockAnswer
 
 
+class HoldAsked(msgspec.Struct, frozen=True):
+    """A peer asks whether we have deeds of its on disk."""
+
+    peer: HostId
+    hold: Hold
+
+
+class HeldTold(msgspec.Struct, frozen=True):
+    """A peer has deeds of ours on disk."""
+
+    peer: HostId
+    held: Held
+
+
 class PathChanged(msgspec.Struct, frozen=True):
     """The path to ``peer`` carries another size than was known, or nothing is known of it any more: look at
     Node.paths."""
@@ -74,6 +88,8 @@ NodeEvent = (
     | StreamProbeWanted
     | BlockAsked
     | BlockAnswered
+    | HoldAsked
+    | HeldTold
     | PathChanged
     | Alarm
     | SwimEvent

@@ -9,7 +9,7 @@ import contextlib
 import hashlib
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable, Mapping, Sequence, Set
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence, Set
 
 import msgspec
 import structlog
@@ -18,7 +18,7 @@ import trio
 from meshd.config import BLOCK_ASK_TIMEOUT_S, REPAIRS_NAMED_MAX, STALE_EVENTS_MAX, Settings
 from meshd.errors import Conflict, MeshdError, Unavailable
 from meshd.kernel.namespace import Namespace
-from meshd.messages import BlockAnswer, BlockAsk, SubnetAsk
+from meshd.messages import BlockAnswer, BlockAsk, Held, Hold, Message, News, SubnetAsk
 from meshd.model import (
     ID_BYTES,
     NO_PARENT,
@@ -46,6 +46,8 @@ from meshd.node import (
     BlockAsked,
     Changed,
     FetchWanted,
+    HeldTold,
+    HoldAsked,
     Node,
     NodeEvent,
     Path,
@@ -61,6 +63,7 @@ from meshd.plan.view import View
 from meshd.shell.desk import Desk
 from meshd.shell.events import EventBus
 from meshd.shell.gossip import Gossip
+from meshd.shell.holds import Holds
 from meshd.shell.journal import DiskWriter
 from meshd.shell.lag import Lag
 from meshd.shell.mtuwatch import MtuWatch
@@ -68,6 +71,7 @@ from meshd.shell.reconcile import Reconciler
 from meshd.shell.streams import Streams
 from meshd.shell.usecase import Figures, Reloaded
 from meshd.state.deeds import DeedBook
+from meshd.state.layout import Layout
 from meshd.state.opened import with_opened
 from meshd.state.roster import Roster
 from meshd.state.store import Change, Store
@@ -123,6 +127,7 @@ class Cluster:
         self.mark = mark
         self.kernel = kernel
         self.deeds = DeedBook()
+        self.holds = Holds(me, self.deeds)
         self.usage = Usage()
         self.events = EventBus(time.time)
         self.alarms: dict[str, str] = {}
@@ -337,14 +342,22 @@ class Cluster:
 
     # --- address space --------------------------------------------------------------------------------------
     async def ask_block(
-        self, owner: HostId, network: NetworkId, size: int, exact_start: int | None = None, *, near: int = 0
+        self,
+        owner: HostId,
+        network: NetworkId,
+        size: int,
+        exact_start: int | None = None,
+        *,
+        near: int = 0,
+        proof: Sequence[Item] = (),
     ) -> list[Item]:
         """Ask ``owner`` for part of its space, of that which ``near`` is in, or for exactly what starts at
-        ``exact_start``; returns the deeds, already on our disk and in the store. Raises Unavailable naming the owner
-        and its reason."""
+        ``exact_start``; returns the deeds, already on our disk and in the store. ``proof``: deeds by which the space is
+        its, in case it has not heard of them. Raises Unavailable naming the owner and its reason."""
         name, exact = self.host_name(owner), exact_start is not None
         start = near if exact_start is None else exact_start
-        answer = await self._ask(owner, lambda number: BlockAsk(number, network, size, exact, start))
+        along = [News((item,)) for item in proof]
+        answer = await self._ask(owner, lambda number: BlockAsk(number, network, size, exact, start), along)
         if answer is None:
             raise Unavailable(
                 f"host {name} owns the addresses and does not answer; nothing was changed",
@@ -372,14 +385,38 @@ class Cluster:
             raise Conflict(f"host {name}, which made the network, refuses: {answer.refusal}")
         return await self._granted(answer)
 
-    async def _ask(self, host: HostId, ask: Callable[[int], BlockAsk | SubnetAsk]) -> BlockAnswer | None:
-        """Send what ``ask`` makes of a fresh number and return the answer, None without one in time."""
+    def send(self, to: HostId, messages: Sequence[Message]) -> None:
+        """Send messages to one host, in this order."""
+        self.node.send(to, *messages, now=self.now())
+        self.gossip.pump()
+
+    async def confirmed(self, deeds: Collection[bytes]) -> set[HostId]:
+        """Wait until deeds of this host's may be used, a short while; returns the hosts whose word is missing."""
+        return await self.holds.settled(deeds, self.gone, self.alive)
+
+    def gone(self) -> set[HostId]:
+        """Return the hosts that have left for good."""
+        return {member.id for member in self.members.values() if member.state == State.LEFT}
+
+    async def _hold(self, peer: HostId, hold: Hold) -> None:
+        """Give a witness's word for what is on this host's disk, unless this host has reason to doubt itself."""
+        if any(kind in self._stopped for kind in STOPS_ALLOCATION):
+            return
+        await self._disk.commit(())  # all that was noted before is on disk then
+        known = tuple(key for key in hold.deeds if self.deeds.sound(key))
+        if known:
+            self.send(peer, [Held(known)])
+
+    async def _ask(
+        self, host: HostId, ask: Callable[[int], BlockAsk | SubnetAsk], along: Sequence[Message] = ()
+    ) -> BlockAnswer | None:
+        """Send what ``ask`` makes of a fresh number and return the answer, None without one in time. ``along`` goes
+        before it."""
         request = int.from_bytes(self.entropy(7), "big")
         send, receive = trio.open_memory_channel[BlockAnswer](1)
         self._asks[request] = host, send
         try:
-            self.node.send(host, ask(request), self.now())
-            self.gossip.pump()
+            self.send(host, [*along, ask(request)])
             with trio.move_on_after(BLOCK_ASK_TIMEOUT_S):
                 return await receive.receive()
         finally:
@@ -422,6 +459,10 @@ class Cluster:
                 if asked is not None and asked[0] == event.peer:
                     with contextlib.suppress(trio.WouldBlock):  # answered twice: the first counts
                         asked[1].send_nowait(event.answer)
+            case HoldAsked():
+                self.background(self._hold, event.peer, event.hold)
+            case HeldTold():
+                self.holds.heard(event.peer, event.held)
             case PathChanged():
                 self.mtu.look(self)
             case Alarm():
@@ -495,8 +536,7 @@ class Cluster:
                 answer = await self.answer_block_ask(peer, ask)
         except MeshdError as error:
             answer = BlockAnswer(request=ask.request, deeds=(), refusal=error.what[:200])
-        self.node.send(peer, answer, self.now())
-        self.gossip.pump()
+        self.send(peer, [answer])
 
     def _changed(self, event: Changed) -> None:
         change = event.change
@@ -560,8 +600,13 @@ class Cluster:
         match kind:
             case Kind.DEED if item is not None:
                 self.deeds.add(item)
+                self.holds.watch(item_id)
+                if isinstance(item.body, Deed):
+                    self._look_for_contradictions(item.body.network)
                 if isinstance(item.body, Deed) and (item.body.opens or item.body.parent == NO_PARENT):
                     self._relaid(item.body.network)
+            case Kind.CONFIRMED if item is not None:
+                self.deeds.confirm(item_id)
             case Kind.HOST:
                 was = self.hosts.get(item_id)
                 facts = body if isinstance(body, HostFacts) else None
@@ -585,6 +630,34 @@ class Cluster:
             case Kind.LOCAL_BRIDGE:
                 _set(self.bridges, item_id, body if isinstance(body, Bridge) else None)
                 self._dirty(item_id)
+
+    def _look_for_contradictions(self, network_id: NetworkId) -> None:
+        """Tell of space that one host gave to two, or opened twice: once each, and in ``status`` for good."""
+        for bad in self.deeds.quarantined(network_id):
+            kind = f"quarantine {bad.deeds[0].hex()} {bad.deeds[1].hex()}"
+            if kind in self.alarms:
+                continue
+            network = self.networks.get(network_id)
+            name = network.name if network is not None else text_id(network_id)
+            one, other = (self.host_name(holder) for holder in bad.holders)
+            what = self._shown(network_id, bad.start, bad.size)
+            text = (
+                f"{what} of network {name}: host {self.host_name(bad.donor)} gave it to both {one} and {other}, from old or "
+                "cloned state; nobody gives these addresses out any more, endpoints that have one stay"
+            )
+            self.alarms[kind] = text
+            log.warning("alarm", kind="quarantine", text=text)
+            self.events.publish("conflict", alarm="quarantine", network=name, hosts=[one, other], text=text)
+
+    def _shown(self, network_id: NetworkId, start: int, size: int) -> str:
+        """Name a range of indices by its first and last address."""
+        network = self.networks.get(network_id)
+        layout = Layout.build(network_id, network) if network is not None else None
+        space = layout.space_at(start) if layout is not None else None
+        if space is None:
+            return f"{size} addresses"
+        first, last = space.text(start), space.text(min(start + size, space.end) - 1)
+        return first if first == last else f"{first} to {last}"
 
     def _relaid(self, network_id: NetworkId) -> None:
         """Look again at what subnets a network has: a deed that opens one has come, or what it waited for."""

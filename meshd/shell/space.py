@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import msgspec
 
-from meshd.config import BLOCK_ASKS_MAX
+from meshd.config import BLOCK_ASKS_MAX, DEED_DEPTH_MAX_ONE
 from meshd.errors import Conflict, MeshdError, Unavailable
 from meshd.messages import BlockAnswer, BlockAsk
 from meshd.model import EndpointId, HostId, Item, Kind, Network, NetworkId
@@ -15,11 +15,13 @@ from meshd.shell.networks import book_for, is_local, known
 from meshd.shell.usecase import ClusterLike
 from meshd.state.addresses import Full, NeedBlock, choose, holdings, low_water
 from meshd.state.blocks import hand_on
+from meshd.state.confirm import Unconfirmed
 from meshd.state.layout import IndexSpace, Layout, Prefix
 
 RANGE_TRIES = 16
 """Addresses of a range that are asked for one by one, drawn at random, where this host owns none of it."""
 
+HOSTS_NAMED = 3  # in one line of an error
 REFUSAL_MAX_CHARS = 200
 """As long as messages.BlockAnswer allows."""
 
@@ -52,39 +54,80 @@ async def reserve(
 async def _reserve_exactly(
     cluster: ClusterLike, network: Item, layout: Layout, space: IndexSpace, endpoint: EndpointId, want: int
 ) -> int:
+    """Take one address, asking its owner, and whom that one gives it back to, in turn."""
     tried: set[HostId] = set()
-    found = _take(cluster, network, layout, space, endpoint, want, tried)
-    if isinstance(found, int):
-        return found
-    tried = unreachable(cluster, network.id)
-    found = _take(cluster, network, layout, space, endpoint, want, tried)
-    if isinstance(found, int):
-        return found
-    # One address of one owner: its own words say best why not.
-    await cluster.ask_block(found.owners[0], network.id, found.size, want)
-    return _index(_take(cluster, network, layout, space, endpoint, want, {*tried, found.owners[0]}))
+    given: list[Item] = []
+    for number in range(DEED_DEPTH_MAX_ONE):
+        found = _take(cluster, network, layout, space, endpoint, want, tried)
+        if isinstance(found, int):
+            return found
+        if isinstance(found, Unconfirmed):
+            await _wait(cluster, found)
+        elif not number:  # only where this host has not got it is it of interest who cannot be asked
+            tried |= unreachable(cluster, network.id)
+        if isinstance(found, NeedBlock) and found.owners[0] not in tried:
+            # One address of one owner: its own words say best why not.
+            tried.add(found.owners[0])
+            given = await cluster.ask_block(found.owners[0], network.id, found.size, want, proof=given)
+    return _index(_take(cluster, network, layout, space, endpoint, want, tried))
+
+
+async def _wait(cluster: ClusterLike, unconfirmed: Unconfirmed) -> None:
+    """Wait until own space may be used. Raises Unavailable naming whose word is missing."""
+    missing = sorted(map(cluster.host_name, await cluster.confirmed(unconfirmed.deeds)))
+    if missing:
+        named = ", ".join(missing[:HOSTS_NAMED]) + (", ..." if missing[HOSTS_NAMED:] else "")
+        raise Unavailable(
+            f"{unconfirmed.what}: {named}, to whom it may come back, must have that on disk first",
+            f"bring {missing[0]} back, or have the address given by a host that has it already",
+        )
 
 
 async def _reserve(
     cluster: ClusterLike, network: Item, layout: Layout, space: IndexSpace, endpoint: EndpointId
 ) -> int:
+    """Take any address of one space, asking owners in turn."""
     found = _take(cluster, network, layout, space, endpoint, None, set())
     if isinstance(found, int):
         return found
     tried = unreachable(cluster, network.id)
+    waited: Unavailable | None = None
     async with cluster.desk.asking(network.id):
-        for number in range(BLOCK_ASKS_MAX + len(cluster.members)):
-            found = _take(cluster, network, layout, space, endpoint, None, tried)
-            if isinstance(found, int):
-                return found
-            owner = found.owners[0]
-            try:
-                given = await cluster.ask_block(owner, network.id, found.size, near=space.start)
-            except Unavailable:
-                given = []
-            if not given or number >= BLOCK_ASKS_MAX:  # others may use up what was given: then ask again
-                tried.add(owner)
-        return _index(_take(cluster, network, layout, space, endpoint, None, {*tried, *cluster.members}))
+        try:
+            for number in range(BLOCK_ASKS_MAX + len(cluster.members)):
+                found = _take(cluster, network, layout, space, endpoint, None, tried)
+                if isinstance(found, int):
+                    return found
+                if isinstance(found, Unconfirmed):
+                    waited = await _vainly(cluster, found)
+                    tried |= {cluster.me} if waited else set()
+                    continue
+                owner = found.owners[0]
+                try:
+                    given = await cluster.ask_block(owner, network.id, found.size, near=space.start)
+                except Unavailable:
+                    given = []
+                if given and cluster.me in tried:
+                    tried.discard(
+                        cluster.me
+                    )  # what came last may be confirmed where what was here before is not
+                    tried.add(owner)
+                elif (
+                    not given or number >= BLOCK_ASKS_MAX
+                ):  # others may use up what was given: then ask again
+                    tried.add(owner)
+            return _index(_take(cluster, network, layout, space, endpoint, None, {*tried, *cluster.members}))
+        except Unavailable as error:
+            raise waited or error from None
+
+
+async def _vainly(cluster: ClusterLike, unconfirmed: Unconfirmed) -> Unavailable | None:
+    """Wait until own space may be used; return why it may not, if so."""
+    try:
+        await _wait(cluster, unconfirmed)
+    except Unavailable as error:
+        return error
+    return None
 
 
 async def reserve_within(
@@ -121,7 +164,7 @@ def _take(
     endpoint: EndpointId,
     want: int | None,
     tried: set[HostId],
-) -> int | NeedBlock:
+) -> int | NeedBlock | Unconfirmed:
     """Choose and reserve with nothing awaited in between, so that two attaches never get one index."""
     try:
         index = choose(
@@ -134,15 +177,15 @@ def _take(
             tried=tried,
             name_of=cluster.host_name,
         )
-    except NeedBlock as need:
+    except (NeedBlock, Unconfirmed) as need:
         return need
     cluster.usage.reserve(network.id, index, endpoint)
     return index
 
 
-def _index(found: int | NeedBlock) -> int:
+def _index(found: int | NeedBlock | Unconfirmed) -> int:
     """Return the index, or give up with what is missing."""
-    if isinstance(found, NeedBlock):
+    if not isinstance(found, int):
         raise Unavailable(found.what, found.hint)
     return found
 
@@ -208,8 +251,20 @@ async def _hand_on(cluster: ClusterLike, asker: HostId, ask: BlockAsk) -> list[I
     space = Layout.of(known(cluster, item)).space_at(ask.start)
     if space is None:
         raise Unavailable("the subnet is not known here")
-    use = cluster.usage.of(ask.network)
-    deeds = hand_on(
+    try:
+        deeds = _cut(cluster, space, asker, ask)
+    except Unconfirmed as unconfirmed:
+        await _wait(cluster, unconfirmed)
+        deeds = _cut(cluster, space, asker, ask)
+    for deed in deeds:
+        cluster.deeds.add(deed)
+    await cluster.commit(deeds)
+    return deeds
+
+
+def _cut(cluster: ClusterLike, space: IndexSpace, asker: HostId, ask: BlockAsk) -> list[Item]:
+    use, alive = cluster.usage.of(ask.network), cluster.alive()
+    return hand_on(
         cluster.deeds,
         space,
         cluster.me,
@@ -217,9 +272,6 @@ async def _hand_on(cluster: ClusterLike, asker: HostId, ask: BlockAsk) -> list[I
         size=ask.size,
         exact=ask.start if ask.exact else None,
         busy=set(use.used) if ask.exact else use.busy(cluster.now()),  # who names an address wants that one
-        live=len(cluster.alive()),
+        live=len(alive),
+        alive=alive,
     )
-    for deed in deeds:
-        cluster.deeds.add(deed)
-    await cluster.commit(deeds)
-    return deeds

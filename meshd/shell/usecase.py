@@ -2,7 +2,7 @@
 and tested without sockets, gossip or a kernel. shell/cluster.py is the real one. Decides nothing.
 """
 
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any, Protocol, TypeVar, TypeVarTuple
 
@@ -13,6 +13,7 @@ from meshd.errors import KernelError
 from meshd.kernel.lan import Guest
 from meshd.kernel.sockets import Listener
 from meshd.kernel.vxlans import ForeignVxlan
+from meshd.messages import Message
 from meshd.model import (
     Address,
     Attachment,
@@ -355,10 +356,29 @@ class ClusterLike(Protocol):
         ...
 
     async def ask_block(
-        self, owner: HostId, network: NetworkId, size: int, exact_start: int | None = None, *, near: int = 0
+        self,
+        owner: HostId,
+        network: NetworkId,
+        size: int,
+        exact_start: int | None = None,
+        *,
+        near: int = 0,
+        proof: Sequence[Item] = (),
     ) -> list[Item]:
         """Ask an owner for part of its space, of that which ``near`` is in; the deeds are in journal and store on
-        return. Raises Unavailable naming the owner."""
+        return. ``proof``: deeds by which the space is its. Raises Unavailable naming the owner."""
+        ...
+
+    def gone(self) -> set[HostId]:
+        """Return the hosts that have left for good."""
+        ...
+
+    def send(self, to: HostId, messages: Sequence[Message]) -> None:
+        """Send messages to one host, in this order; they may get lost."""
+        ...
+
+    async def confirmed(self, deeds: Collection[bytes]) -> set[HostId]:
+        """Wait until deeds of this host's may be used, a short while; returns the hosts whose word is missing."""
         ...
 
     async def ask_subnet(

@@ -16,6 +16,7 @@ import msgspec
 from meshd.config import COOLDOWN_S, DEED_DEPTH_MAX, DEED_DEPTH_MAX_ONE, LOW_WATER
 from meshd.errors import BadRequest, Conflict, Unavailable
 from meshd.model import HostId, NetworkId
+from meshd.state.confirm import Unconfirmed
 from meshd.state.deeds import Block, DeedBook
 from meshd.state.layout import IndexSpace
 from meshd.state.spans import aligned, count
@@ -91,20 +92,28 @@ def choose(
     ``want``: this index or none (it need not have cooled: who names an address wants that one).
     Otherwise, in the automatic range: never used, lowest first; then least recently released, if it has
     cooled for COOLDOWN_S; then, once no owner is left to ask, still cooling ones, oldest first.
-    ``tried``: owners that cannot be asked, or were, without success.
-    Raises NeedBlock; Unavailable naming who holds free addresses; Conflict or BadRequest for a ``want`` that
+    ``tried``: owners that cannot be asked, or were, without success; ``me``: waiting for witnesses was in vain.
+    Raises NeedBlock; Unconfirmed where own space waits for its witnesses; Unavailable naming who holds free addresses; Conflict or BadRequest for a ``want`` that
     is in use or reserved. Nothing is changed.
     """
     use = usage.of(space.network)
     if want is not None:
         return _explicit(space, book, use, me, want, tried, name_of)
-    owned = book.owned(space.network, me)
+    mine = book.owned(space.network, me)
+    owned = [block for block in mine if book.valid(block.deed)]
     index = _never_used(space, owned, use)
     cooled = None if index is not None else _least_recently_released(space, owned, use)
     if index is None and cooled is not None and now - use.released[cooled] >= COOLDOWN_S:
         index = cooled
     if index is not None:
         return index
+    waiting = [
+        block
+        for block in mine
+        if block not in owned and space.usable(*space.auto_part(block.start, block.end))
+    ]
+    if waiting and me not in tried:
+        raise Unconfirmed(f"space of network {space.name}", [block.deed for block in waiting])
     others = [holding for holding in holdings(space, book, usage) if holding.owner != me]
     askable = [holding.owner for holding in others if holding.givable and holding.owner not in tried]
     if askable:
@@ -136,6 +145,8 @@ def _explicit(
         raise _unowned(ip, space, book, want, name_of)
     owner, leaf = found
     if owner == me:
+        if not book.valid(leaf.deed):
+            raise Unconfirmed(ip, [leaf.deed])
         return want
     if leaf.depth >= DEED_DEPTH_MAX_ONE:
         raise Unavailable(
@@ -245,10 +256,19 @@ def low_water(space: IndexSpace, book: DeedBook, usage: Usage, me: HostId, now: 
 def blocks_view(space: IndexSpace, book: DeedBook, usage: Usage) -> list[BlockView]:
     """List one space as aligned prefixes with owner and free addresses, ascending."""
     used = usage.of(space.network).used
+    runs: list[tuple[HostId | None, int, int]] = []
+    for owner, block in book.blocks(space.network):
+        start, end = space.part(block.start, block.end)
+        if (
+            runs and runs[-1][0] == owner and runs[-1][2] == start
+        ):  # by another deed: one address came back, say
+            runs[-1] = (owner, runs[-1][1], end)
+        elif start < end:
+            runs.append((owner, start, end))
     return [
         BlockView(
             space.block_text(start, size), owner, _free(space, used, start, start + size) if owner else 0
         )
-        for owner, block in book.blocks(space.network)
-        for start, size in aligned(*space.part(block.start, block.end))
+        for owner, first, last in runs
+        for start, size in aligned(first, last)
     ]

@@ -14,6 +14,7 @@ import msgspec
 from meshd.config import BLOCK_MAX_FIRST, BLOCK_SHARE, DEAL_SHARE, DEED_DEPTH_MAX, DEED_DEPTH_MAX_ONE
 from meshd.errors import Unavailable
 from meshd.model import NO_PARENT, Deed, HostId, Item, NetworkId
+from meshd.state.confirm import Unconfirmed
 from meshd.state.deeds import Block, DeedBook, deed_item
 from meshd.state.layout import IndexSpace
 from meshd.state.spans import gaps, highest_aligned, power_below
@@ -93,33 +94,44 @@ def hand_on(
     exact: int | None = None,
     busy: Collection[int],
     live: int,
+    alive: Collection[HostId] = (),
 ) -> list[Item]:
     """Hand part of my space on to ``to``.
 
     ``exact``: hand on just ``[exact, exact + max(1, size))``. Otherwise a block of ``block_size``, of at most
     ``size`` (0: no limit) and at most half of what I have free, in the automatic range.
     ``busy``: every index in use or cooling down, as far as known; none is ever handed on.
-    ``live``: hosts alive. Asked again for what ``to`` was given and shows no use of (its answer was lost), gives
-    the same deed. Raises Unavailable, with nothing changed.
+    ``live``: how many hosts are alive; ``alive``: those that are known to be.
+
+    One address that ``to`` cannot have from here without a chain of more than DEED_DEPTH_MAX is given back to an owner
+    up the chain that is alive, who can hand it on: the deed returned is that owner's, and ``to`` asks it. So addresses
+    may move for ever and their chains stay short. Asked again for what ``to`` was given and shows no use of (its answer was lost), gives
+    the same deed. Raises Unavailable, Unconfirmed where it is only not usable yet; with nothing changed.
     """
     if exact is not None:
-        return [_exactly(book, space, me, to, exact, exact + max(1, size), busy)]
+        return [_exactly(book, space, me, to, exact, exact + max(1, size), busy, alive)]
     unused = _given_and_unused(book, space, me, to, busy)
     if unused is not None:
         return [unused]
     barriers = sorted({*busy, *space.reserved})
     free: list[tuple[Block, int, int]] = []
+    waiting: list[Block] = []
     for leaf in book.owned(space.network, me):
-        if leaf.depth < DEED_DEPTH_MAX:
-            free += [(leaf, *gap) for gap in gaps(*space.auto_part(leaf.start, leaf.end), barriers)]
+        found = [(leaf, *gap) for gap in gaps(*space.auto_part(leaf.start, leaf.end), barriers)]
+        if leaf.depth < DEED_DEPTH_MAX and found and book.valid(leaf.deed):
+            free += found
+        elif leaf.depth < DEED_DEPTH_MAX and found:
+            waiting.append(leaf)
+    if not free and waiting:
+        raise Unconfirmed(f"space of network {space.name}", [leaf.deed for leaf in waiting])
     if not free:
         raise Unavailable(_nothing_to_give(book, space, me), "ask another owner, or remove endpoints")
     spare = sum(end - start for _, start, end in free)
     most = max(1, min(block_size(book, space, to, live), size or spare, spare // 2))
     choices = [
-        _Choice(*found, leaf, end - start)
+        _Choice(*cut, leaf, end - start)
         for leaf, start, end in free
-        if (found := highest_aligned(start, end, most)) is not None
+        if (cut := highest_aligned(start, end, most)) is not None
     ]
     best = max(choices, key=lambda choice: choice.merit)
     return [deed_item(Deed(space.network, best.start, best.size, to, me, best.leaf.deed))]
@@ -133,8 +145,9 @@ def _exactly(
     start: int,
     end: int,
     busy: Collection[int],
+    alive: Collection[HostId],
 ) -> Item:
-    """Hand on exactly ``[start, end)``."""
+    """Hand on exactly ``[start, end)``, or give it back."""
     what = space.text(start) if end - start == 1 else f"{space.text(start)} to {space.text(end - 1)}"
     whole = {(block.deed, block.size) for block in book.owned(space.network, to)}
     for key, deed in book.held_by(space.network, to):
@@ -144,14 +157,20 @@ def _exactly(
     leaf = next((b for b in book.owned(space.network, me) if b.start <= start and end <= b.end), None)
     if leaf is None:
         raise Unavailable(f"{what} of network {space.name} is not this host's to hand on")
+    chain = book.chain(leaf.deed)
+    if to not in chain and leaf.depth >= DEED_DEPTH_MAX and end - start == 1:
+        upward = [host for host in reversed(chain[:DEED_DEPTH_MAX]) if host in alive and host != me]
+        to = upward[0] if upward else to
     most = DEED_DEPTH_MAX_ONE if end - start == 1 else DEED_DEPTH_MAX
-    if leaf.depth >= most:
+    if leaf.depth >= most and to not in chain:
         raise Unavailable(f"{what} of network {space.name} was handed on {most} times and stays where it is")
     taken = min((index for index in busy if start <= index < end), default=None)
     if taken is not None:
         raise Unavailable(f"{space.text(taken)} of network {space.name} is in use or was just released")
     if not space.usable(start, end):
         raise Unavailable(f"{what} of network {space.name} is reserved: {space.why_reserved(start)}")
+    if not book.valid(leaf.deed):
+        raise Unconfirmed(f"{what} of network {space.name}", [leaf.deed])
     return deed_item(Deed(space.network, start, end - start, to, me, leaf.deed))
 
 

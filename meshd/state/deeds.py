@@ -88,7 +88,8 @@ class _Ground:
     def __init__(self) -> None:
         self.spans = SpanMap(NO_PARENT)
         self.by_owner: dict[HostId, list[DeedId]] = {}
-        self.depth: dict[DeedId, int] = {}
+        self.chain: dict[DeedId, tuple[HostId, ...]] = {}  # owners from the creator down to the deed's own
+        self.heirs: set[HostId] = set()
         self.contradicted = False
         self.owned: dict[HostId, list[Block]] = {}
         self.roots: dict[
@@ -109,7 +110,8 @@ class _Ground:
 
         if root:
             self.roots[key] = self.roots.get(deed.parent, -1) + 1
-        self.depth[key] = 0 if root else self.depth[deed.parent] + 1
+        self.heirs.update(deed.heirs)
+        self.chain[key] = (deed.owner,) if root else _lengthened(self.chain[deed.parent], deed.owner)
         self.by_owner.setdefault(deed.owner, []).append(key)
         self.spans.change(deed.start, deed.start + deed.size, cut)
         self.owned.clear()
@@ -119,6 +121,11 @@ class _Ground:
         self.contradicted = True
         self.spans.change(deed.start, deed.start + deed.size, lambda _: QUARANTINE)
         self.owned.clear()
+
+
+def _lengthened(chain: tuple[HostId, ...], owner: HostId) -> tuple[HostId, ...]:
+    """Add an owner to a chain. Space that comes back to one who had it is as it was then: what lay between is undone."""
+    return (*chain[: chain.index(owner)], owner) if owner in chain else (*chain, owner)
 
 
 class DeedBook:
@@ -131,6 +138,8 @@ class DeedBook:
         self._grounds: dict[NetworkId, _Ground] = {}
         self.invalid: dict[DeedId, str] = {}
         """Deeds that are kept but count for nobody, with the reason."""
+        self.confirmed: set[DeedId] = set()
+        """Deeds of this host's that all witnesses have (state/confirm.py)."""
 
     def __len__(self) -> int:
         return len(self._deeds)
@@ -206,6 +215,40 @@ class DeedBook:
         ground = self._grounds.get(network)
         return [(key, self._deeds[key]) for key in ground.by_owner.get(host, ())] if ground else []
 
+    def held(self, key: DeedId) -> bool:
+        """Whether a deed is in force, as far as is known: well-formed, and all its ancestors seen."""
+        return self._standing.get(key) is _Standing.HELD
+
+    def sound(self, key: DeedId) -> bool:
+        """Whether a deed is in force and no other is known for any of its space by its donor."""
+        if not self.held(key):
+            return False
+        deed = self._deeds[key]
+        spans = self._grounds[deed.network].spans
+        return all(of != QUARANTINE for _, _, of in spans.within(deed.start, deed.start + deed.size))
+
+    def chain(self, key: DeedId) -> tuple[HostId, ...]:
+        """Give the owners from the creator down to the deed's own, each once; nobody for a deed not in force."""
+        deed = self._deeds.get(key)
+        return self._grounds[deed.network].chain[key] if deed is not None and self.held(key) else ()
+
+    def witnesses(self, key: DeedId) -> frozenset[HostId]:
+        """Give the hosts that must have a deed on disk before its owner uses it: whoever the space may come back to.
+        Nobody for a genesis deed; the donor had it on disk before anybody heard of it."""
+        deed = self._deeds.get(key)
+        if deed is None or deed.parent == NO_PARENT or not self.held(key):
+            return frozenset()
+        ground = self._grounds[deed.network]
+        return frozenset(ground.heirs.union(ground.chain[deed.parent]) - {deed.donor, deed.owner})
+
+    def confirm(self, key: DeedId) -> None:
+        """All witnesses of a deed of this host's have it: what it gives may be used from now on."""
+        self.confirmed.add(key)
+
+    def valid(self, key: DeedId) -> bool:
+        """Whether the owner of a deed, if it is this host, may use what it gives."""
+        return key in self.confirmed or not self.witnesses(key)
+
     def opened(self, network: NetworkId) -> list[Deed]:
         """Give the deeds that have opened subnets of a network, in the order of their opening."""
         ground = self._grounds.get(network)
@@ -225,16 +268,16 @@ class DeedBook:
             if key == QUARANTINE:
                 yield None, Block(start, end - start, key, 0)
             elif key != NO_PARENT and ground:
-                yield self._deeds[key].owner, Block(start, end - start, key, ground.depth[key])
+                yield self._deeds[key].owner, Block(start, end - start, key, len(ground.chain[key]) - 1)
 
     def owned(self, network: NetworkId, host: HostId) -> list[Block]:
-        """Give the space that ``host`` may allocate in or hand on, ascending."""
+        """Give the space that is ``host``'s, ascending; it may use what is of ``valid`` deeds."""
         ground = self._grounds.get(network)
         if ground is None:
             return []
         if host not in ground.owned:
             blocks = [
-                Block(start, end - start, key, ground.depth[key])
+                Block(start, end - start, key, len(ground.chain[key]) - 1)
                 for key in ground.by_owner.get(host, ())
                 for deed in (self._deeds[key],)
                 for start, end, held in ground.spans.within(deed.start, deed.start + deed.size)
@@ -249,7 +292,7 @@ class DeedBook:
         key = ground.spans.at(index) if ground else NO_PARENT
         if ground is None or key in (NO_PARENT, QUARANTINE):
             return None
-        return self._deeds[key].owner, Block(index, 1, key, ground.depth[key])
+        return self._deeds[key].owner, Block(index, 1, key, len(ground.chain[key]) - 1)
 
     def owner_of(self, network: NetworkId, index: int) -> HostId | None:
         """Give the host that may allocate an index; None: not known yet, outside the pool or quarantined."""
@@ -262,7 +305,7 @@ class DeedBook:
         if ground is None or not ground.contradicted:
             return []
         families: dict[DeedId, list[DeedId]] = {}
-        for key in ground.depth:
+        for key in ground.chain:
             root = key in ground.roots
             families.setdefault(NO_PARENT if root else self._deeds[key].parent, []).append(key)
         found = [pair for keys in families.values() for pair in self._contradictions(keys)]

@@ -15,6 +15,8 @@ from meshd.messages import (
     BlockAsk,
     Buckets,
     Done,
+    Held,
+    Hold,
     IndirectAck,
     Message,
     MtuAck,
@@ -39,6 +41,7 @@ from meshd.model import (
     Attachment,
     Bridge,
     BridgePort,
+    Confirmed,
     Deed,
     DockerNetwork,
     Endpoint,
@@ -110,6 +113,7 @@ LOCAL_ITEMS: dict[str, Item] = {
         Kind.DOCKER_NETWORK, NET, Version(0, 0, A),
         DockerNetwork("c0ffee" * 10, b"", "c0ffeec0ffee", (Subnet("10.9.0.0/24", "10.9.0.1"),), "{}", (5,), False),
     ),
+    "confirmed": Item(Kind.CONFIRMED, b"\xf1" * 16, Version(0, 0, A), Confirmed(NET)),
     "attachment": Item(
         Kind.ATTACHMENT, END, Version(1, 1, A),
         Attachment("boot", 77, "/run/netns/web", "eth0", "mhd0d0d0d0", "mpd0d0d0d0", "{}"),
@@ -141,6 +145,8 @@ MESSAGES: dict[str, Message] = {
     "mtu-probe": MtuProbe(11, bytes(256)),
     "mtu-ack": MtuAck(11),
     "subnet-ask": SubnetAsk(12, NET, ("10.200.0.0/24", "fd01::/64"), ("10.200.0.1",)),
+    "hold": Hold((b"\xf1" * 16, b"\xf2" * 16)),
+    "held": Held((b"\xf1" * 16,)),
 }
 
 KEY = RingKey(0x3F2A, bytes(range(32)))

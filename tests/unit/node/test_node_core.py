@@ -344,7 +344,7 @@ def test_a_host_that_lost_its_state_and_knows_nobody_trusts_itself_after_a_while
 
 
 def announce(net, source, target, *stamps):
-    net.nodes[source].send(target.encode() * 16, Announce(stamps), net.now)
+    net.nodes[source].send(target.encode() * 16, Announce(stamps), now=net.now)
     net._exchange()
     return [event for event in net.events[target] if isinstance(event, FetchWanted)]
 

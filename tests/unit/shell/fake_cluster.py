@@ -280,6 +280,9 @@ class FakeCluster:
             self.take(item)
             if item.kind < FIRST_LOCAL_KIND:
                 self.world.spread(self, item)
+        for item in items if self.world.gossip else ():
+            if item.kind == Kind.DEED and item.body.owner in self.alive():
+                await self.world.named(item.body.owner).confirmed([item.id])
 
     def take(self, item):
         """Merge, and keep the views in step as the real Cluster does."""
@@ -320,7 +323,24 @@ class FakeCluster:
         await self.commit(answer.deeds)
         return list(answer.deeds)
 
-    async def ask_block(self, owner, network, size, exact_start=None, *, near=0):
+    async def confirmed(self, deeds):
+        """Ask all witnesses at once; who is down or cut off says nothing."""
+        await trio.lowlevel.checkpoint()
+        missing = set()
+        for key in deeds:
+            silent = self.deeds.witnesses(key) - set(self.alive())
+            for witness in self.deeds.witnesses(key) - silent:
+                self.world.named(witness).take(self.store.get(Kind.DEED, key))
+                if not self.world.named(witness).deeds.sound(key):
+                    silent |= {witness}
+            if not silent:
+                self.deeds.confirm(key)
+            missing |= silent
+        return missing
+
+    async def ask_block(self, owner, network, size, exact_start=None, *, near=0, proof=()):
+        for item in proof:
+            self.world.named(owner).take(item)
         self.asked.append((owner, exact_start))
         await trio.lowlevel.checkpoint()
         name = self.host_name(owner)

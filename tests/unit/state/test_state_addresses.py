@@ -7,6 +7,7 @@ from meshd.errors import BadRequest, Conflict, Unavailable
 from meshd.model import Deed, Endpoint, Item, Kind, Network, Released, Subnet, Version
 from meshd.state.addresses import BlockView, Holding, NeedBlock, blocks_view, choose, holdings, low_water
 from meshd.state.blocks import genesis
+from meshd.state.confirm import Unconfirmed
 from meshd.state.deeds import DeedBook, deed_item
 from meshd.state.layout import Layout
 from meshd.state.usage import Usage
@@ -106,9 +107,29 @@ def test_automatic_choice_keeps_to_the_ip_range_and_an_explicit_one_need_not():
 
 
 def test_space_that_cannot_be_handed_on_is_used_first():
+    world = World((4, 2, C), (8, 4, B))
+    twice = world.hand(8, 2, C, B, world.book.held_by(NET, B)[0][0])
+    world.book.confirm(twice)
+    assert world.choose(C) == 8
+
+
+def test_space_that_came_back_is_as_it_was_before():
     world = World((8, 4, B))
     world.hand(8, 2, A, B, world.book.held_by(NET, B)[0][0])
-    assert world.choose() == 8
+    assert world.choose() == 2
+
+
+def test_space_whose_witnesses_have_not_spoken_is_not_used_and_not_asked_for_elsewhere():
+    world = World((8, 4, B), (12, 2, D))
+    twice = world.hand(8, 2, C, B, world.book.held_by(NET, B)[0][0])
+    for want in (None, 9):
+        with pytest.raises(Unconfirmed) as caught:
+            world.choose(C, want=want)
+        assert caught.value.deeds == {twice}
+    with pytest.raises(NeedBlock):
+        world.choose(C, tried={C})
+    world.book.confirm(twice)
+    assert world.choose(C, want=9) == 9
 
 
 def test_own_space_alone_is_chosen_from():

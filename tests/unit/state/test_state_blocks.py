@@ -9,7 +9,8 @@ from meshd.errors import Unavailable
 from meshd.model import NO_PARENT, Deed, Network, Subnet
 from meshd.state.addresses import choose
 from meshd.state.blocks import block_size, deal, genesis, hand_on
-from meshd.state.deeds import DeedBook, deed_id, deed_item
+from meshd.state.confirm import Unconfirmed
+from meshd.state.deeds import DeedBook, deed_item
 from meshd.state.layout import Layout
 from meshd.state.usage import Usage
 
@@ -185,21 +186,71 @@ def test_exactly_one_address_is_handed_on_and_asking_again_names_the_same_deed()
     assert hand_on(book, subnet, A, B, exact=77, busy={77}, live=3) == [item]
 
 
-def test_one_address_goes_to_and_fro_until_its_chain_is_as_long_as_may_be():
-    subnet, book = space(), book_of(genesis(NET, 4096, A, []))
-    me, to = A, B
-    for _ in range(DEED_DEPTH_MAX_ONE):
-        (item,) = hand_on(book, subnet, me, to, exact=77, busy=(), live=2)
+def moved(book, me, to, alive):
+    """Hand one address on as often as it takes until ``to`` has it; return how many deeds that took."""
+    for deeds in range(1, 10):
+        (item,) = hand_on(book, space(), me, to, exact=77, busy=(), live=4, alive=alive)
+        again = hand_on(book, space(), me, item.body.owner, exact=77, busy=(), live=4, alive=alive)
         assert book.add(item)
-        assert book.owner_of(NET, 77) == to
-        assert hand_on(book, subnet, me, to, exact=77, busy=(), live=2) == [item], (
-            "asked again, its answer was lost"
-        )
-        me, to = to, me
+        book.confirm(item.id)
+        assert again == [item]
+        me = item.body.owner
+        if me == to:
+            return deeds
+    raise AssertionError("it never arrived")
+
+
+def test_one_address_may_move_among_all_hosts_for_ever_and_its_chain_stays_at_two():
+    book = book_of(genesis(NET, 4096, A, []))
+    book.add(deed_item(Deed(NET, 64, 64, B, A, book.held_by(NET, A)[0][0])))
+    at, took = B, []
+    for to in [C, D, C, B, A, D, B, *([C, D] * 100)]:
+        took.append(moved(book, at, to, alive={A, B, C, D}))
+        at = to
+        owner, leaf = book.block_of(NET, 77)
+        assert (owner, leaf.depth <= 2) == (to, True)
+        assert len(book.chain(leaf.deed)) == leaf.depth + 1
+    assert took[:4] == [1, 2, 2, 1], "by way of the block's owner, which takes it back first"
+
+
+def test_where_the_blocks_owner_is_not_alive_the_next_one_up_takes_it_back_or_else_the_chain_grows():
+    book = book_of(genesis(NET, 4096, A, []))
+    book.add(deed_item(Deed(NET, 64, 64, B, A, book.held_by(NET, A)[0][0])))
+    moved(book, B, C, alive={A, B, C})
+    (back,) = hand_on(book, space(), C, D, exact=77, busy=(), live=3, alive={A, C, D})
+    assert back.body.owner == A
+    (on,) = hand_on(book, space(), C, D, exact=77, busy=(), live=2, alive={C, D})
+    assert on.body.owner == D
+    book.add(on)
+    assert book.block_of(NET, 77)[1].depth == 3
+    assert book.witnesses(on.id) == {A, B}
+
+
+def test_a_chain_of_hosts_that_are_all_gone_ends_at_its_limit():
+    book = book_of(genesis(NET, 4096, A, []))
+    at = A
+    for number in range(DEED_DEPTH_MAX_ONE):
+        to = bytes([1, number]) * 8
+        (item,) = hand_on(book, space(), at, to, exact=77, busy=(), live=1)
+        book.add(item)
+        book.confirm(item.id)
+        at = to
     with pytest.raises(Unavailable, match="was handed on 64 times"):
-        hand_on(book, subnet, me, to, exact=77, busy=(), live=2)
-    with pytest.raises(Unavailable, match="in a block of 41414141 that cannot be handed on again"):
-        choose(subnet, book, Usage(), B, 0.0, want=77)
+        hand_on(book, space(), at, B, exact=77, busy=(), live=1)
+    with pytest.raises(Unavailable, match="that cannot be handed on again"):
+        choose(space(), book, Usage(), B, 0.0, want=77)
+
+
+def test_space_that_is_not_confirmed_is_not_handed_on():
+    first = genesis(NET, 4096, A, [C, D])
+    dealt = deed_item(Deed(NET, 1024, 1024, B, A, first.id))
+    book = book_of(first, dealt)
+    for exact in (None, 1100):
+        with pytest.raises(Unconfirmed) as caught:
+            hand_on(book, space(), B, C, exact=exact, busy=(), live=3)
+        assert caught.value.deeds == {dealt.id}
+    book.confirm(dealt.id)
+    assert hand_on(book, space(), B, C, busy=(), live=3)
 
 
 def test_an_exact_block_may_lie_outside_the_ip_range():
@@ -247,10 +298,5 @@ def test_what_cannot_be_handed_on_is_refused_with_the_reason(me, args, busy, lin
 
 def test_the_chain_grows_to_two_and_prefers_space_that_can_be_handed_on_in_turn():
     book = deep_book()
-    book.add(deed_item(Deed(NET, 0, 64, A, C, deed_id(book.held_by(NET, C)[0][1]))))
     (item,) = hand_on(book, space(), B, D, busy=(), live=3)
     assert book.deed(item.body.parent).owner == B
-    back = deed_item(Deed(NET, 1536, 256, A, B, book.held_by(NET, B)[0][0]))
-    book.add(back)
-    (item,) = hand_on(book, space(), A, D, busy=(), live=3)
-    assert item.body.parent != back.id

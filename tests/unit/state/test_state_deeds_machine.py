@@ -10,9 +10,10 @@ from hypothesis.stateful import Bundle, RuleBasedStateMachine, initialize, invar
 
 from meshd.config import DEED_DEPTH_MAX, DEED_DEPTH_MAX_ONE
 from meshd.errors import BadRequest, Conflict, Unavailable
-from meshd.model import NO_PARENT, Endpoint, Item, Kind, Network, Released, Subnet, Version
+from meshd.model import NO_PARENT, Endpoint, Item, Key, Kind, Network, Released, Subnet, Version
 from meshd.state.addresses import NeedBlock, choose
 from meshd.state.blocks import deal, genesis, hand_on
+from meshd.state.confirm import Unconfirmed
 from meshd.state.deeds import DeedBook
 from meshd.state.layout import Layout
 from meshd.state.usage import Usage
@@ -29,6 +30,7 @@ class Host:
     def __init__(self, me):
         self.me = me
         self.disk = {}
+        self.confirmed = set()
         self.restart(random.Random(0), 0.0)
 
     def restart(self, rng, now):
@@ -37,6 +39,8 @@ class Host:
         rng.shuffle(items)
         for item in items:
             self.take(item, now)
+        for key in self.confirmed:
+            self.book.confirm(key)
 
     def take(self, item, now):
         self.book.add(item)
@@ -85,6 +89,11 @@ class Cluster(RuleBasedStateMachine):
             try:
                 index = choose(SPACE, host.book, host.usage, me, self.now, want=want, tried=tried)
                 break
+            except Unconfirmed as unconfirmed:
+                if not self.confirm(me, unconfirmed.deeds):
+                    if want is not None:
+                        return endpoint
+                    tried.add(me)
             except NeedBlock as need:
                 owner = need.owners[0]
                 tried.add(owner)
@@ -101,8 +110,26 @@ class Cluster(RuleBasedStateMachine):
         self.live[endpoint] = (me, index)
         return endpoint
 
+    def confirm(self, me, deeds):
+        """Ask all witnesses; True where each has said that it has it on disk."""
+        host = self.hosts[me]
+        for key in deeds:
+            if Key(Kind.DEED, key) not in host.disk:
+                return False  # it was only heard of, by gossip that did not reach the disk yet
+            silent = [w for w in host.book.witnesses(key) if self.sides[w] != self.sides[me]]
+            for witness in host.book.witnesses(key) - set(silent):
+                self.hosts[witness].commit(host.disk[Key(Kind.DEED, key)], self.now)
+                silent += [] if self.hosts[witness].book.sound(key) else [witness]
+            if silent:
+                return False
+            host.confirmed.add(key)
+            host.book.confirm(key)
+        return True
+
     def ask(self, me, owner, size, exact, heard=True):
         giver = self.hosts[owner]
+        unsure = [block.deed for block in giver.book.owned(NET, owner) if not giver.book.valid(block.deed)]
+        self.confirm(owner, [key for key in unsure if Key(Kind.DEED, key) in giver.disk])
         try:
             items = hand_on(
                 giver.book,
@@ -113,6 +140,7 @@ class Cluster(RuleBasedStateMachine):
                 exact=exact,
                 busy=giver.usage.of(NET).busy(self.now),
                 live=len(HOSTS),
+                alive=[host for host in HOSTS if self.sides[host] == self.sides[owner]],
             )
         except Unavailable:
             return

@@ -98,7 +98,7 @@ def _item(kind: int, dead: bool) -> st.SearchStrategy[Item]:
 
 
 LOCAL_KINDS = tuple(kind for kind in LIVE_BODY if kind >= FIRST_LOCAL_KIND)
-NEVER_DEAD = (Kind.LOCAL_BRIDGE, Kind.DOCKER_NETWORK)
+NEVER_DEAD = (Kind.LOCAL_BRIDGE, Kind.DOCKER_NETWORK, Kind.CONFIRMED)
 GOSSIPED_ITEMS = st.one_of(
     [_item(kind, False) for kind in LIVE_BODY if kind not in LOCAL_KINDS]
     + [_item(kind, True) for kind in DEAD_BODY if kind not in LOCAL_KINDS]
