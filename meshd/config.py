@@ -264,6 +264,10 @@ HELD_S = (
 DOCKER_PORTS = (49153, 65535)  # what -P and -p PORT draw a host port from: Docker's own range
 CNM_BODY_MAX_BYTES = 512 * 1024  # 1,024 published ports, which dockerd tells twice at 110 bytes each
 CNM_CONNECTIONS = 512  # all of them root's: dockerd starts 128 containers a core at once after a boot
+DOCKER_ANSWER_S = 10.0  # the engine's own socket answers in ms; a busy dockerd in seconds
+DOCKER_BODY_MAX_BYTES = 8 * 1024 * 1024  # one answer of the engine: a list of 1,000 containers is 2 MB
+DOCKER_RETRY_S = 5.0  # an engine that is away is asked again after this
+ENDPOINT_ALIASES_MAX = 64  # as Endpoint.aliases
 CNM_RETRY_S = 30.0  # the folder of Docker's plugins, which Docker may make later, is looked for this often
 
 # --- disk (shell/journal.py) ----------------------------------------------------------------------------
@@ -336,6 +340,13 @@ class VxlanSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     port: Annotated[int, msgspec.Meta(ge=1, le=65535)] = VXLAN_PORT
 
 
+class DockerSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """[docker]"""
+
+    names: bool = False
+    socket: str = "/run/docker.sock"
+
+
 class PoolSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """[pools]"""
 
@@ -376,6 +387,7 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     pools: PoolSettings = PoolSettings()
     firewall: FirewallSettings = FirewallSettings()
     dns: DnsSettings = DnsSettings()
+    docker: DockerSettings = DockerSettings()
     log: LogSettings = LogSettings()
 
 
@@ -427,6 +439,7 @@ def _check_values(settings: Settings, source: str) -> None:
         ("host.state_dir", settings.host.state_dir),
         ("host.run_dir", settings.host.run_dir),
         *([("host.docker_plugin_socket", plugin)] if plugin else []),
+        ("docker.socket", settings.docker.socket),
         ("gossip.keyring", settings.gossip.keyring),
     ):
         if not path.startswith("/") or "\0" in path:

@@ -58,6 +58,7 @@ from meshd.shell import (
     bridgeports,
     disk,
     docker,
+    dockernames,
     held,
     hostaccess,
     identity,
@@ -229,6 +230,8 @@ async def _serve(
         await nursery.start(api.serve)
         cni_server, cni = await server.open_cni(cluster, run_dir, passed.take("cni"))
         await nursery.start(cni_server.serve)
+        if cluster.settings.docker.names:
+            nursery.start_soon(dockernames.Names(cluster, cluster.settings.docker.socket).run)
         plugin = _docker(cluster, passed)
         if plugin is not None:
             await nursery.start(plugin.run)

@@ -26,6 +26,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "attach": ("meshctl.attach:attach", "Give a network namespace an endpoint on a network."),
     "detach": ("meshctl.attach:detach", "Take an endpoint away again."),
     "run": ("meshctl.run:run", "Run a command in a fresh namespace on a network."),
+    "docker": ("meshctl.docker:docker", "Make Docker networks that are networks of the cluster."),
     "endpoint": ("meshctl.endpoint:endpoint", "List and inspect endpoints."),
     "bridge": ("meshctl.bridge:bridge", "Bridges that are the LAN itself, and their ports."),
     "diff": ("meshctl.cluster:diff", "Compare desired against kernel state."),

@@ -1,5 +1,5 @@
-"""Docker's plugin socket: which method does what, and how a refusal reaches Docker's user: as one sentence in ``Err``,
-with status 200, since dockerd shows other statuses with the method's name before them. Who may call, and the audit line
+"""Docker's plugin socket: which method does what, and how a refusal reaches Docker's user: as one sentence with
+status 200, since dockerd shows other statuses with the method's name before them. Who may call, and the audit line
 of every change and refusal, are as at api.sock; what the calls mean is cnmdriver.py's and cnmipam.py's business.
 """
 
@@ -70,7 +70,7 @@ class CnmApi:
         started = trio.current_time()
         method = METHODS.get(request.path)
         if method is None:
-            return _answer(cnm.Refused(f"{NO_METHOD}: {request.path[:PATH_MAX_CHARS]}"), 404)
+            return _refusal(f"{NO_METHOD}: {request.path[:PATH_MAX_CHARS]}", 404)
         try:
             if not self.access.may_change(request.peer):
                 raise Forbidden(
@@ -81,7 +81,7 @@ class CnmApi:
         except MeshdError as error:
             self._audit(request, method, started, error.code, error.what)
             return refuse(error)
-        if method.verb:
+        if method.verb and answer is not cnm.UNCHANGED:
             self._audit(request, method, started, "ok", "")
         return _answer(answer)
 
@@ -122,7 +122,11 @@ def _object_of(body: bytes) -> str:
 def refuse(error: MeshdError) -> Response:
     """Make the answer that tells Docker's user of an error: what is wrong, and what to do."""
     sentence = f"{error.what}; {error.hint}" if error.hint else error.what
-    return _answer(cnm.Refused(" ".join(sentence.split())))
+    return _refusal(" ".join(sentence.split()))
+
+
+def _refusal(sentence: str, status: int = 200) -> Response:
+    return _answer(cnm.Refused(sentence, sentence), status)
 
 
 def _answer(value: msgspec.Struct, status: int = 200) -> Response:

@@ -181,9 +181,10 @@ def _explained(cluster: ClusterLike, ask: cnm.CreateEndpoint, error: Conflict) -
 async def delete_endpoint(cluster: ClusterLike, ask: cnm.OfEndpoint) -> cnm.Nothing:
     """Detach; what is gone is gone."""
     id_ = docker.endpoint_of(cluster, ask.NetworkID, ask.EndpointID)
-    if id_ is not None:
-        cluster.desk.left.discard(id_)
-        await detach(cluster, id_, force=True)
+    if id_ is None:
+        return cnm.UNCHANGED
+    cluster.desk.left.discard(id_)
+    await detach(cluster, id_, force=True)
     return cnm.Nothing()
 
 
@@ -253,7 +254,8 @@ async def program(cluster: ClusterLike, ask: cnm.External) -> cnm.Nothing:
         if not endpoint.published:
             published = await publish.choose(cluster, [_port(binding) for binding in bindings])
             await amend.publish_ports(cluster, id_, published)
-    return cnm.Nothing()
+            return cnm.Nothing()
+    return cnm.UNCHANGED
 
 
 def _port(said: cnm.Binding) -> publish.Choice:
@@ -272,6 +274,7 @@ def _port(said: cnm.Binding) -> publish.Choice:
 async def revoke(cluster: ClusterLike, ask: cnm.OfEndpoint) -> cnm.Nothing:
     """Publish nothing any more."""
     id_ = docker.endpoint_of(cluster, ask.NetworkID, ask.EndpointID)
-    if id_ is not None and id_ in cluster.endpoints:
-        await amend.publish_ports(cluster, id_, ())
+    if id_ is None or id_ not in cluster.endpoints or not cluster.endpoints[id_].published:
+        return cnm.UNCHANGED
+    await amend.publish_ports(cluster, id_, ())
     return cnm.Nothing()

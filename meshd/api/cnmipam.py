@@ -17,7 +17,7 @@ from meshd.plan import names
 from meshd.shell import docker, held, networks
 from meshd.shell.detach import detach
 from meshd.shell.usecase import ClusterLike
-from meshd.state.layout import Ip, Layout, Prefix, parse_address
+from meshd.state.layout import EXCLUDED, Ip, Layout, Prefix, parse_address
 from meshd.state.networks import taken_prefixes
 from meshd.state.pools import default_v4, default_v6
 from meshd.state.subnets import parse_prefix
@@ -151,12 +151,19 @@ async def request_address(cluster: ClusterLike, ask: cnm.RequestAddress) -> cnm.
     else:
         layout = Layout.of(item)
         want = None if wanted is None else layout.index_of(wanted.packed)
+        if want is not None and _reason(layout, want) == EXCLUDED:  # --aux-address, on a second engine
+            return cnm.AddressGiven(f"{wanted}/{pool.subnet.prefixlen}")
         if want is not None:
             await _give_up(cluster, item, want)
         found = await held.hold(cluster, item, pool.subnet, want, pool.range)
         texts = layout.texts(found.index)  # of another subnet than the pool's, where that one is full
         return cnm.AddressGiven(next(text for text in texts if (":" in text) is (pool.subnet.version == 6)))
     return cnm.AddressGiven(f"{given}/{pool.subnet.prefixlen}")
+
+
+def _reason(layout: Layout, index: int) -> str | None:
+    space = layout.space_at(index)
+    return None if space is None else space.why_reserved(index)
 
 
 def _wanted(text: str, subnet: Prefix) -> Ip | None:
@@ -197,7 +204,10 @@ async def _give_up(cluster: ClusterLike, item: Item, index: int) -> None:
 
 
 async def release_address(cluster: ClusterLike, ask: cnm.ReleaseAddress) -> cnm.Nothing:
-    """Take an address back, and what of Docker's still has it: Docker gives it up after its endpoint."""
+    """Take an address back, and what of Docker's still has it: Docker gives it up after its endpoint. One without a pool
+    was our network driver's own addition to an endpoint, and went with it."""
+    if not ask.PoolID:
+        return cnm.Nothing()
     pool = Pool.parse(ask.PoolID)
     address = parse_address(ask.Address.partition("/")[0], "address ")
     try:

@@ -24,6 +24,10 @@ class Nothing(msgspec.Struct, frozen=True):
     """No request body is read, or nothing is answered but that it went well."""
 
 
+UNCHANGED = Nothing()
+"""Answered where there was nothing to do."""
+
+
 class PoolData(msgspec.Struct, frozen=True):
     """IPAMData: ``Gateway`` and ``AuxAddresses`` with prefix length. ``AddressSpace``: whose addresses they are."""
 
@@ -220,6 +224,7 @@ class AddressGiven(msgspec.Struct, frozen=True):
 
 
 class Refused(msgspec.Struct, frozen=True):
-    """What Docker shows its user."""
+    """What Docker shows its user: a network driver's ``Err``, an IPAM driver's ``Error``."""
 
     Err: str
+    Error: str

@@ -112,7 +112,7 @@ def check_fit(facts: Network, wanted: Wanted) -> None:
         if subnet.gateway and subnet.gateway != gateway:
             raise Conflict(
                 f"the gateway of network {facts.name} is {gateway} on every host, not {subnet.gateway}",
-                f"leave --gateway out, or give --gateway {gateway}",
+                f"give --gateway {gateway}",
             )
     if wanted.internal and not facts.internal:
         raise Conflict(

@@ -24,6 +24,10 @@ QUOTED_MAX_CHARS = 80
 """As much of a caller's text as an error line repeats."""
 
 
+EXCLUDED = "excluded"
+"""Why an address of ``--exclude`` is never handed out."""
+
+
 class Placed(msgspec.Struct, frozen=True):
     """A subnet, and the index that its own address stands for."""
 
@@ -281,7 +285,7 @@ def _reservations(
     if first.prefix.version == 4:
         why.setdefault(start + size - 1, "the broadcast address")
     told = [(subnet.gateway, "the gateway") for subnet in network.subnets]
-    told += [(ip, "excluded") for ip in network.exclude]
+    told += [(ip, EXCLUDED) for ip in network.exclude]
     for text, reason in told:
         address = parse_address(text, f"network {network.name}: ")
         for subnet in subnets:

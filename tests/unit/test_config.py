@@ -10,7 +10,7 @@ BAD = [
         "[gossip]\nprot = 1",
         "f: gossip.prot: unknown key (allowed here: bind, port, seeds, keyring, failed_rows_age_h)",
     ),
-    ("[hots]", "f: hots: unknown key (allowed here: host, gossip, vxlan, pools, firewall, dns, log)"),
+    ("[hots]", "f: hots: unknown key (allowed here: host, gossip, vxlan, pools, firewall, dns, docker, log)"),
     ('[gossip]\nport = "7947"', "f: gossip.port: expected `int`, got `str`"),
     ("[gossip]\nport = 70000", "f: gossip.port: expected `int` <= 65535"),
     ("[gossip]\nport = 0", "f: gossip.port: expected `int` >= 1"),

@@ -63,7 +63,8 @@ class Engine:
 
     async def refused(self, method, body=None):
         answer = await self.post(method, body)
-        assert set(answer) == {"Err"}
+        assert set(answer) == {"Err", "Error"}  # a network driver's key, an IPAM driver's
+        assert answer["Err"] == answer["Error"]
         assert self.status == 200  # else dockerd puts the method's name before it
         assert "\n" not in answer["Err"]
         return answer["Err"]
@@ -332,10 +333,11 @@ async def test_a_docker_network_that_cannot_be_is_refused_and_nothing_is_kept(op
 async def test_without_a_name_it_is_a_network_of_its_own_which_the_other_engine_joins_by_its_subnet():
     world = World(2)
     one, two = map(Engine, world.hosts)
-    assert await one.create(NET, ipam={}, pool="10.9.0.0/24", options={"mtu": "1400"}) == {}
+    options = {"mtu": "1400"}
+    assert await one.create(NET, ipam={}, pool="10.9.0.0/24", options=options, aux={"r": "10.9.0.9"}) == {}
     (network,) = one.cluster.networks.values()
     assert (network.name, network.driver, network.mtu) == (NET[:12], "overlay", 1400)
-    assert await two.create(NET2, ipam={}, pool="10.9.0.0/24") == {}
+    assert await two.create(NET2, ipam={}, pool="10.9.0.0/24", aux={"r": "10.9.0.9"}) == {}
     assert len(two.cluster.networks) == 1
     await one.run(EP, NET)
     await two.run(EP2, NET2)
@@ -389,6 +391,11 @@ async def test_dockers_own_ipam_gives_an_address_twice_and_the_error_says_what_t
     said = await two.refused("NetworkDriver.CreateEndpoint", {**body, "NetworkID": NET2, "EndpointID": EP2})
     assert "10.9.0.2 of network" in said
     assert "--ipam-driver meshd" in said
+
+
+async def test_an_address_that_the_network_leaves_out_is_no_containers():
+    engine = await site(exclude=("10.1.0.9",))
+    assert "it is excluded" in (await engine.run(ip="10.1.0.9"))["Err"]
 
 
 async def test_aux_addresses_are_given_to_nobody_as_long_as_the_docker_network_is_there():
