@@ -74,8 +74,8 @@ SETS: dict[str, SetSpec] = {
     "own": SetSpec("bridge", ("ifname",)),
     "loops": SetSpec("bridge", ("ifname", "ifname")),
     "macs": SetSpec("bridge", ("ifname", "ether_addr")),
-    "ips4": SetSpec("bridge", ("ifname", "ipv4_addr")),
-    "ips6": SetSpec("bridge", ("ifname", "ipv6_addr")),
+    "ips4": SetSpec("bridge", ("ifname", "ether_addr", "ipv4_addr")),
+    "ips6": SetSpec("bridge", ("ifname", "ether_addr", "ipv6_addr")),
     "targets6": SetSpec("bridge", ("ifname", "@th,64,128")),
 }
 """Every set of ours. Rules use no others but anonymous ones."""

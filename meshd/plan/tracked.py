@@ -53,12 +53,12 @@ def doubt(puts: Mapping[Element, bytes], gone: Iterable[Element]) -> Doubt:
         for of, value in puts.items()
         if of.set in EVERYWHERE or of.set in NAMED
     ]
-    given_up = {key_fields(of)[1] for of in gone if of.set in PORT_ADDRESSES}
+    given_up = {key_fields(of)[-1] for of in gone if of.set in PORT_ADDRESSES}
     return Doubt(tuple(published), frozenset(given_up - _addresses(puts)))
 
 
 def _addresses(elements: Mapping[Element, bytes]) -> Set[bytes]:
-    return {key_fields(of)[1] for of in elements if of.set in PORT_ADDRESSES}
+    return {key_fields(of)[-1] for of in elements if of.set in PORT_ADDRESSES}
 
 
 def _ports(of: Element) -> tuple[int, int]:

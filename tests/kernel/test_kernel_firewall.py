@@ -6,6 +6,7 @@ import functools
 import ipaddress
 import itertools
 import socket
+import time
 
 import handmade as frames
 import pytest
@@ -93,6 +94,14 @@ class Site:
         for n, box in self.boxes.items():
             self.host.run("ip", "link", "set", names.peer(end(n)), "netns", box.name, "name", "eth0")
             box.run("ip", "link", "set", "eth0", "up")
+        deadline = time.monotonic() + WAIT_S
+        while not all(self.forwards(n) for n in self.boxes):  # the bridge hears of the carrier a moment later
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+
+    def forwards(self, n):
+        (port,) = self.host.json("bridge", "-j", "link", "show", "dev", names.veth(end(n)))
+        return port["state"] == "forwarding"
 
     def close(self):
         self.kernel.close()

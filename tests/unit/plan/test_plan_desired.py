@@ -174,6 +174,7 @@ def test_endpoints_that_are_kept_apart_have_isolated_ports_and_no_way_by_the_gat
     assert [found.links[names.veth(id_)].port for id_ in pair] == [Port(isolated=True)] * 2
     bridge = names.bridge(LAN).encode()
     assert element("apart", bridge, bridge) in found.elements
+    assert element("same", bridge, bridge) not in found.elements
     world.networks[LAN] = BRIDGE
     found = desired(world.view())
     assert [found.links[names.veth(id_)].port for id_ in pair] == [Port()] * 2

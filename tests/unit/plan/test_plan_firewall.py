@@ -54,18 +54,18 @@ def test_the_rules_depend_on_two_ports_and_nothing_else():
         world.endpoint(f"e{n}", BLUE, A, f"10.1.0.{n}")
     world.networks[LAN] = BRIDGE
     assert desired(world.view()).firewall == few == table()
-    assert "iifname @bridges udp dport { 4789, 7000 } drop" in table(gossip=7000)
-    assert "iifname @bridges tcp dport 7000 drop" in table(gossip=7000)
+    assert "udp dport { 4789, 7000 } iifname @bridges drop" in table(gossip=7000)
+    assert "tcp dport 7000 iifname @bridges drop" in table(gossip=7000)
 
 
 def test_on_another_port_the_tables_have_another_name_and_no_cluster_s_containers_speak_for_its_host():
     text = table(gossip=7000, vxlan=8472)
     assert "table inet meshd-8472 {" in text
     assert "table bridge meshd-8472 {" in text
-    assert 'iifname "mo*" oifname != "mo*" udp dport { 4789, 7000, 7947, 8472 } drop' in text
-    assert 'iifname "mo*" oifname != "mo*" tcp dport { 7000, 7947 } drop' in text
+    assert 'udp dport { 4789, 7000, 7947, 8472 } iifname "mo*" oifname != "mo*" drop' in text
+    assert 'tcp dport { 7000, 7947 } iifname "mo*" oifname != "mo*" drop' in text
     assert "FROM" not in text
-    assert "udp dport 8472 @th,96,24 @vnis jump vxlan" in text
+    assert "udp dport 8472 @th,96,24 @vnis goto vxlan" in text
 
 
 def test_without_networks_there_is_neither_table_nor_element():
@@ -86,7 +86,7 @@ def test_a_network_its_members_and_an_endpoint_are_elements():
         "members4": ["192.0.2.1", "192.0.2.2", "192.0.2.3"],
         "ports": [f'"{host_if}"'],
         "macs": [f'"{host_if}" . {mac}'],
-        "ips4": [f'"{host_if}" . 10.1.0.2'],
+        "ips4": [f'"{host_if}" . {mac} . 10.1.0.2'],
     }
 
 
@@ -96,7 +96,8 @@ def test_an_endpoint_with_v6_may_use_its_own_link_local_address():
     world.endpoint("web", BLUE, A, "10.1.0.2", v6, mac=bytes.fromhex("02aabbccddee"))
     found = said(desired(world.view()).elements)
     port = f'"{names.veth(id_of("web"))}"'
-    assert found["ips6"] == [f"{port} . fd00:1::2", f"{port} . fe80::aa:bbff:fecc:ddee"]
+    mac = "02:aa:bb:cc:dd:ee"
+    assert found["ips6"] == [f"{port} . {mac} . fd00:1::2", f"{port} . {mac} . fe80::aa:bbff:fecc:ddee"]
     assert [one.rpartition(" ")[2] for one in found["targets6"]] == [
         "0xfd000001000000000000000000000002",
         "0xfe8000000000000000aabbfffeccddee",

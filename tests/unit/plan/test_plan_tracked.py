@@ -8,6 +8,7 @@ from meshd.plan import elements
 from meshd.plan.tracked import Doubt, Published, Tracked, doubt, is_stale
 
 TCP, UDP = 6, 17
+MAC = b"\x02" * 6
 
 
 def ip(text):
@@ -65,14 +66,14 @@ def test_elements_say_what_is_in_doubt():
     puts = {
         everywhere: leads,
         named: elements.data("publish6", ip("fd00::2"), port(81)),
-        elements.element("ips4", b"mhaaaaaaaa", WEB): b"",
+        elements.element("ips4", b"mhaaaaaaaa", MAC, WEB): b"",
         elements.element("bridges", b"mobbbbbbbb"): b"",
     }
     gone = [
-        elements.element("ips4", b"mhcccccccc", OLD),
-        elements.element("ips6", b"mhcccccccc", ip("fd00::3")),
-        elements.element("ips4", b"mhdddddddd", WEB),  # the address is another port's now
-        elements.element("macs", b"mhcccccccc", b"\x02" * 6),
+        elements.element("ips4", b"mhcccccccc", MAC, OLD),
+        elements.element("ips6", b"mhcccccccc", MAC, ip("fd00::3")),
+        elements.element("ips4", b"mhdddddddd", MAC, WEB),  # the address is another port's now
+        elements.element("macs", b"mhcccccccc", MAC),
     ]
     assert doubt(puts, gone) == Doubt(
         (Published(None, UDP, 53, WEB, 5353), Published(ip("::2"), TCP, 80, ip("fd00::2"), 81)),
