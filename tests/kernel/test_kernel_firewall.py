@@ -315,6 +315,31 @@ def test_frames_with_our_vnis_come_from_members_only(site, family):
         assert not came(friend, src=names.gateway_mac(NETWORK))
 
 
+def test_a_container_is_no_member_even_with_a_member_s_address(site):
+    s = site()
+    s.host.run("nft", "add", "element", "inet", "meshd", "members4", "{ 10.77.0.11 }")
+    with (
+        udp_from(s, "friend") as friend,
+        packet_socket(s.boxes[1], "eth0") as out,
+        packet_socket(s.boxes[2], "eth0") as into,
+    ):
+
+        def injected(mark):
+            datagram = frames.udp(4000, 4789, frames.vxlan(VNI, inner(s, mark)))
+            out.send(
+                frames.ether(
+                    names.gateway_mac(NETWORK), s.mac(1), frames.IP, frames.ip4(s.v4(1), GATEWAY4, datagram)
+                )
+            )
+
+        def came():
+            return arrives(into, injected, lambda mark: tunnelled(s, friend, VNI, inner(s, mark)))
+
+        assert not came()
+        s.host.run("nft", "flush", "chain", "inet", "meshd", "vxlan")
+        assert came()  # so the rule was what held it back
+
+
 def test_other_vxlan_traffic_is_left_alone_and_our_own_machine_cannot_inject(site):
     s = site()
     for name, vni, port in (("other0", VNI + 7, 4789), ("other1", VNI, 8472)):
