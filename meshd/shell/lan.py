@@ -185,7 +185,7 @@ async def _strangers(cluster: ClusterLike, parent: Parent, ips: Sequence[bytes])
             taken = await kernel(lan.ask, parent.index, ips)
             until = trio.current_time() + LAN_PROBE_WAIT_S
             while not taken and trio.current_time() < until:
-                await trio.sleep(LAN_PROBE_POLL_S)
+                await trio.sleep(min(LAN_PROBE_POLL_S, until - trio.current_time()))
                 taken = await kernel(lan.answers, parent.index, ips)
             if taken:
                 return taken
