@@ -12,6 +12,7 @@ note what to expect. Its fair peer is C with such a socket open, which is what t
 
 import argparse
 import gc
+import os
 import random
 import shutil
 import statistics
@@ -46,10 +47,11 @@ def compile_yardstick(folder):
 
 
 def timed(function):
-    start = time.perf_counter()
+    """Return seconds and CPU seconds."""
+    start, used = time.perf_counter(), time.thread_time()
     result = function()
     assert not result, result[:3]
-    return time.perf_counter() - start
+    return time.perf_counter() - start, time.thread_time() - used
 
 
 def main():
@@ -82,7 +84,8 @@ def run(netns, yardstick, count, rounds):
     link = netns.call(netlink.Netlink)
 
     def c_program():
-        return float(netns.run(str(yardstick), str(index), str(count), str(NETLINK_BATCH)).stdout)
+        said = netns.run(str(yardstick), str(index), str(count), str(NETLINK_BATCH)).stdout
+        return tuple(map(float, said.split()))
 
     def pack_and_send():
         return timed(
@@ -109,9 +112,9 @@ def run(netns, yardstick, count, rounds):
             return c_program()
 
     def bridge_batch():
-        start = time.perf_counter()
+        start, used = time.perf_counter(), sum(os.times()[2:4])
         netns.run("bridge", "-batch", "-", input=lines)
-        return time.perf_counter() - start
+        return time.perf_counter() - start, sum(os.times()[2:4]) - used
 
     ways = {
         "C": c_program,
@@ -129,22 +132,29 @@ def run(netns, yardstick, count, rounds):
         for way in order:
             time.sleep(SETTLE_S)
             seconds[way].append(ways[way]())
-            start = time.perf_counter()
+            start, used = time.perf_counter(), time.thread_time()
             found = sum(
                 1
                 for chunk in link.dump(rows.dump_request(rows.AF_BRIDGE))
                 for row in rows.parse(chunk, {index})
                 if row.flags & rows.NTF_EXT_LEARNED
             )
-            seconds["dump"].append(time.perf_counter() - start)
+            seconds["dump"].append((time.perf_counter() - start, time.thread_time() - used))
             assert found == count, f"{way}: {found} rows"
             seconds["apply deletes"].append(timed(lambda: namespace.apply(dels)))
-    yard, fair = statistics.median(seconds["C"]), statistics.median(seconds["C, watched"])
-    print(f"{count} rows, median of {rounds} rounds")
-    for way, values in seconds.items():
-        median = statistics.median(values)
-        beside = f"  {fair / median:5.2f} of C, watched" if way.endswith("watched") else ""
-        print(f"{way:15} {count / median:11,.0f} rows/s  {yard / median:5.2f} of C{beside}")
+    medians = {
+        way: [statistics.median(each) for each in zip(*values, strict=True)]
+        for way, values in seconds.items()
+    }
+    print(
+        f"{count} rows, median of {rounds} rounds; ratios by time, and by CPU time, which other work disturbs less"
+    )
+    for way, median in medians.items():
+        ratios = [" / ".join(f"{a / b:.2f}" for a, b in zip(medians["C"], median, strict=True)) + " of C"]
+        if way.endswith("watched"):
+            fair = zip(medians["C, watched"], median, strict=True)
+            ratios.append(" / ".join(f"{a / b:.2f}" for a, b in fair) + " of C, watched")
+        print(f"{way:15} {count / median[0]:11,.0f} rows/s  {',  '.join(ratios)}")
 
 
 if __name__ == "__main__":
