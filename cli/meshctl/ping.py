@@ -4,6 +4,7 @@ import re
 import signal
 import subprocess
 import tempfile
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from meshctl.errors import Failed
@@ -54,11 +55,27 @@ class Ping:
         if counted is None:
             raise Failed(f"ping {self.to}: {said.strip()}")
         sent = int(counted[1])
-        replies = {int(number) for number in REPLY.findall(said)}  # a set: a duplicate makes up for no loss
+        replies = answered(map(int, REPLY.findall(said)))
         if self._endless and sent not in replies:
             sent -= 1  # the interrupt came while the last request was on its way
         mean = ROUND_TRIPS.search(said)
         return Pings(sent, len(replies), float(mean[1]) if mean else 0.0)
+
+
+def answered(numbers: Iterable[int]) -> set[int]:
+    """Return which requests were answered, counted from 1, by the 16 bits that ping shows of each reply's number, in
+    the order of arrival. A set: a duplicate makes up for no loss."""
+    found: set[int] = set()
+    highest = 0
+    for number in numbers:
+        full = highest + (number - highest + HALF) % (2 * HALF) - HALF  # the nearest to the highest so far
+        found.add(full)
+        highest = max(highest, full)
+    return found
+
+
+HALF = 1 << 15
+"""Of the numbers that 16 bits tell apart."""
 
 
 def ping(namespace: str, to: str, *, count: int = 3, every_ms: int = 10) -> Pings:
