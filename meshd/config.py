@@ -166,9 +166,10 @@ REFUSED_AGAIN_S = 0.5  # what the kernel refused is tried again after this, doub
 EVENT_SETTLE_S = 0.02  # wait for a burst of kernel events to end before comparing: most of a repair's time
 DUMP_AGAIN_S = 1.0  # at most one full compare in this time when the event socket overran
 RECONCILE_REST = (
-    20.0  # that one rests so many times as long as it took: at most 5 % of a core. The kernel's dump of
+    60.0  # that one rests so many times as long as it took: at most 1.7 % of a core. The kernel's dump of
 )
-#                        a bridge's rows grows with their square (1.6 s for 200,000): each buffer skips all before
+#                        a bridge's rows grows with their square (0.1 s for 66,000, 2 s for 200,000): each buffer skips
+#                        all before, and they are not in the cache
 COMPARE_REST = 4.0  # after a full compare, rest this many times as long as it took: at most a fifth of a core
 DELETIONS_ASKED_S = 1.0  # while deletions are withheld, ask this often whether they may be done
 FIGHT_REPAIRS_PER_MIN = 5  # of one object: more is another program that wants it otherwise

@@ -105,13 +105,15 @@ async def _run(settings: Settings, source: Path) -> bool:
         who = identity.load(
             state_dir, keys.cluster_secret(ring.primary), os.urandom, _read("/etc/machine-id")
         )
+        namespace = Namespace(settings.vxlan.port)
+        stack.callback(namespace.close)
+        watch = stack.enter_context(namespace.watch())
+        namespace.read_ahead()  # 2 s of the kernel's at 100,000 endpoints, while the state is loaded
         journal = Journal(state_dir)
         with disk.refusals(state_dir / "journal"):
             entries = journal.load()
         stack.callback(journal.close)
         store = replay(entries, who.secret)
-        namespace = Namespace(settings.vxlan.port)
-        stack.callback(namespace.close)
         mark = names.cluster_mark(cluster_id(who.secret))
         underlay = namespace.underlay(settings.gossip.bind, mark)
         address = Address(underlay.address, settings.gossip.port)
@@ -140,7 +142,6 @@ async def _run(settings: Settings, source: Path) -> bool:
         cluster.gossip = Gossip(node, udp, cluster.on_event, watchdog.loop("gossip"))
         listener = trio.SocketListener(trio.socket.from_stdlib_socket(tcp))
         cluster.streams = Streams(cluster.gossip, lambda peer: _channel(node, facts.session, peer), listener)
-        watch = stack.enter_context(namespace.watch())
         own = OwnAddress(cluster, address, lambda found: host_facts(cluster, found, name))
         keeper = Keeper(cluster)
 

@@ -32,9 +32,10 @@ def dump(
     text: str = "",
     guests: Guests | None = None,
     vxlan_port: int = VXLAN_PORT,
+    ahead: list[bytes] | None = None,
 ) -> Dump:
     """Read everything. ``mark``: names.cluster_mark; ``text``: the firewall that should be there, which lets
-    a restarted daemon recognise its own (nft.py). Raises KernelError."""
+    a restarted daemon recognise its own (nft.py); ``ahead``: FDB rows as ahead.py has read them. Raises KernelError."""
     found = Dump(ours=Kernel())
     devices = {
         index: seen
@@ -50,7 +51,8 @@ def dump(
     _addresses(link, devices, found)
     _routes(link, devices, found)
     _nexthops(link, names.nexthops_of(vxlan_port), found)
-    _fdb(link, devices, found)
+    chunks = link.dump(rows.dump_request(rows.AF_BRIDGE)) if ahead is None else ahead
+    _fdb(chunks, devices, found)
     _neighbours(link, devices, found)
     found.ours.firewall, found.ours.elements = firewall.current(text)
     found.ours.gates = gates.read()
@@ -141,13 +143,13 @@ def _nexthops(link: netlink.Netlink, ours: names.NexthopIds, found: Dump) -> Non
             )
 
 
-def _fdb(link: netlink.Netlink, devices: Mapping[int, linkdump.Seen], found: Dump) -> None:
+def _fdb(chunks: list[bytes], devices: Mapping[int, linkdump.Seen], found: Dump) -> None:
     """Sort the rows; which mark makes one ours depends on the device (rows.py)."""
     fdb = found.ours.fdb
     own_macs = {device.mac for device in devices.values()}
     local, remote = FdbTarget(local=True), FdbTarget()
     targets: dict[tuple[int | None, bytes | None], FdbTarget] = {}
-    for chunk in link.dump(rows.dump_request(rows.AF_BRIDGE)):
+    for chunk in chunks:
         for row in rows.parse(chunk, devices):
             device = devices[row.ifindex]
             marked_row = row.flags & rows.NTF_EXT_LEARNED

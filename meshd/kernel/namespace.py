@@ -20,6 +20,7 @@ from meshd.kernel import (
     underlay,
     vxlans,
 )
+from meshd.kernel.ahead import Ahead
 from meshd.kernel.apply import Applier, Failures
 from meshd.kernel.bridging import Bridging
 from meshd.kernel.echoes import Echoes
@@ -62,6 +63,7 @@ class Namespace:
         self._gates = Gates(self._echoes, self._firewall.generation, self._table)
         self._applier = Applier(self._netlink, self._links, self._firewall, self._gates, self._echoes)
         self._nexthops: bool | None = None
+        self._ahead: Ahead | None = None
 
     def close(self) -> None:
         """Close the sockets; the kernel keeps what was programmed."""
@@ -78,9 +80,15 @@ class Namespace:
     def dump(self, cluster_mark: str, firewall: str = "") -> Dump:
         """Read what is ours and what is foreign. ``cluster_mark``: names.cluster_mark; ``firewall``: the text
         that the table should have been set from. Raises KernelError."""
+        ahead, self._ahead = self._ahead, None
         return actual.dump(
-            self._netlink, self._firewall, self._gates, cluster_mark, firewall, self._guests, self._vxlan_port
-        )
+            self._netlink, self._firewall, self._gates, cluster_mark, firewall, self._guests, self._vxlan_port,
+            None if ahead is None else ahead.take(),
+        )  # fmt: skip
+
+    def read_ahead(self) -> None:
+        """Begin to read for the next dump what takes longest, on another thread. Call after ``watch``."""
+        self._ahead = Ahead()
 
     def apply(self, ops: Sequence[Op]) -> Failures:
         """Carry out ops in order; return those that failed. Raises KernelError if nothing can be asked."""

@@ -1,6 +1,7 @@
 """What a dump takes for ours, for foreign, and for the kernel's own."""
 
 import pytest
+import trio
 from layout import BRIDGE, MARK, VXLAN, differences, group_id, host_end, kernel, mac, nexthop_id, program
 
 from meshd.kernel.namespace import Namespace
@@ -37,6 +38,24 @@ def test_all_that_was_programmed_is_ours_and_nothing_is_foreign(host):
     found = dump(host)
     assert differences(found.ours, kernel(0)) == []
     assert found.foreign == []
+
+
+def test_rows_read_ahead_serve_one_dump_and_what_changes_meanwhile_is_told(host):
+    key = next(key for key in kernel(0).fdb if key.where == "self")
+
+    async def told():
+        with host.kernel.watch() as watch:
+            host.kernel.read_ahead()
+            host.kernel._ahead._thread.join()
+            host.run("bridge", "fdb", "del", key.mac.hex(":"), "dev", key.dev, "self")
+            with trio.fail_after(10):
+                async for event in watch:
+                    if event.what == "fdb" and event.gone:
+                        return
+
+    host.call(trio.run, told)
+    assert key in dump(host).ours.fdb, "as it was read"
+    assert key not in dump(host).ours.fdb, "the next dump reads anew"
 
 
 def test_a_mac_that_moves_between_hosts_is_read_by_where_it_is(host):
