@@ -1,47 +1,75 @@
-"""Real runtimes on labs, and the table of what each did: client x operation, printed at the end of a run."""
+"""Real runtimes on labs, each with its own state folders in namespaces of its own, and the table of what each client
+did. `make test` runs what is not ``long``; `make test-real` all."""
 
+import os
 from collections.abc import Generator, Iterator
 from pathlib import Path
 
 import pytest
 from realdocker import Engine
+from realtools import Image
 
 from meshctl.labcluster import Lab
 from meshctl.labdaemon import tail
 
-_conformance: dict[tuple[str, str], str] = {}
+ALL = os.environ.get("MESHD_REAL") == "1"
+VERDICTS = {"skipped": "skipped", "passed": "ok", "failed": "FAILED", "error": "FAILED"}
+"""How pytest calls an outcome -> what the table says; of several the last one here counts."""
 
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(
     item: pytest.Item, call: pytest.CallInfo[None]
 ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
-    """Note what ``@pytest.mark.conforms(CLIENT, OPERATION, ...)`` came to; where it failed show each daemon's log."""
+    """Note what ``@pytest.mark.conforms(CLIENT, OPERATION, ...)`` is about; where it failed show each daemon's log."""
     report = yield
-    for mark in item.iter_markers("conforms"):
+    for mark in reversed(list(item.iter_markers("conforms"))):
         client, *operations = mark.args
-        for operation in operations:
-            if report.failed:
-                _conformance[client, operation] = "FAILED"
-            elif report.when == "call":
-                _conformance.setdefault((client, operation), "ok" if report.passed else "skipped")
-    lab = getattr(item, "funcargs", {}).get("real_lab")
-    if report.failed and isinstance(lab, Lab):
-        for host in lab.hosts:
-            report.sections.append((f"log of {host.name}", tail(host.log, 40)))
+        report.user_properties += [("conforms", (client, operation)) for operation in operations]
+    for lab in {
+        id(lab): lab for lab in getattr(item, "funcargs", {}).values() if isinstance(lab, Lab)
+    }.values():
+        if report.failed:
+            for host in lab.hosts:
+                report.sections.append((f"log of {host.name}", tail(host.log, 40)))
     return report
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """Print the table."""
-    if not _conformance:
+    """Print the table: operations by clients."""
+    found: dict[tuple[str, str], str] = {}
+    for outcome, verdict in VERDICTS.items():
+        for report in terminalreporter.stats.get(outcome, []):
+            for key, value in getattr(report, "user_properties", ()):
+                if key == "conforms":
+                    found[value[0], value[1]] = verdict
+    if not found or not ALL:
         return
+    clients, operations = (list(dict.fromkeys(key[place] for key in found)) for place in (0, 1))
+    widths = [max(len(client), len("skipped")) for client in clients]
+    first = max(map(len, operations))
     terminalreporter.section("conformance")
-    width = max(len(operation) for _, operation in _conformance)
-    for client in sorted({client for client, _ in _conformance}):
-        for (of, operation), verdict in _conformance.items():
-            if of == client:
-                terminalreporter.write_line(f"{client:12} {operation:{width}} {verdict}")
+    head = "  ".join(client.ljust(width) for client, width in zip(clients, widths, strict=True))
+    terminalreporter.write_line(f"{'':{first}}  {head}".rstrip())
+    for operation in operations:
+        cells = [
+            found.get((client, operation), "").ljust(w) for client, w in zip(clients, widths, strict=True)
+        ]
+        terminalreporter.write_line(f"{operation:{first}}  {'  '.join(cells)}".rstrip())
+
+
+@pytest.fixture(scope="session")
+def image(tmp_path_factory: pytest.TempPathFactory) -> Image:
+    """busybox, made here: no registry is asked."""
+    return Image.make(tmp_path_factory.mktemp("image"))
+
+
+@pytest.fixture(scope="module")
+def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
+    """Two hosts, one cluster."""
+    made = Lab.up(2, tmp_path_factory.mktemp("real") / "lab")
+    yield made
+    made.down()
 
 
 @pytest.fixture(scope="module")

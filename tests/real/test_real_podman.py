@@ -1,0 +1,99 @@
+"""podman 4 with its CNI backend."""
+
+import json
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from realtools import NAME, Image, Place, Podman
+
+from meshctl.labcluster import Lab
+from meshctl.ping import ping
+
+NETWORK = "pink"
+
+
+@pytest.fixture(scope="module")
+def podman(lab: Lab, image: Image, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Podman]:
+    host = lab.hosts[0]
+    host.json("network", "create", NETWORK)
+    lab.hosts[1].wait_network(NETWORK)
+    with Place(host, tmp_path_factory.mktemp("pod"), NETWORK) as place:
+        yield Podman(place, image)
+
+
+@pytest.fixture(scope="module")
+def peer(lab: Lab, podman: Podman) -> Iterator[dict[str, Any]]:
+    host, ns = lab.hosts[1], lab.container("podpeer")
+    yield {"ns": ns, **host.json("attach", NETWORK, "--netns", f"/run/netns/{ns}", "--name", "peer")}
+    host.json("detach", NETWORK, "--netns", f"/run/netns/{ns}")
+
+
+def v4(endpoint: dict[str, Any]) -> str:
+    return str(endpoint["ips"][0]).partition("/")[0]
+
+
+@pytest.mark.conforms("podman", "run")
+@pytest.mark.conforms("podman", "end")
+def test_podman_run_reaches_another_host_and_leaves_nothing(podman: Podman, peer: dict[str, Any]) -> None:
+    done = podman.run(
+        "run", "--rm", "--network", NETWORK, "--name", "web", NAME,
+        "/bin/ping", "-c", "3", "-i", "0.1", "-W", "2", v4(peer),
+    )  # fmt: skip
+    assert " 0% packet loss" in done.stdout
+    podman.place.wait_no_endpoints(NETWORK)
+
+
+@pytest.mark.long
+@pytest.mark.conforms("podman", "address, MAC, alias, port")
+def test_podmans_flags_reach_the_endpoint_and_networks_come_and_go(
+    podman: Podman, peer: dict[str, Any]
+) -> None:
+    subnet = podman.place.host.json("network", "inspect", NETWORK)["subnets"][0]
+    ip = subnet.rsplit(".", 1)[0] + ".77"
+    podman.run(
+        "run", "-d", "--network", NETWORK, "--name", "db", "--ip", ip, "--mac-address", "02:00:00:00:00:77",
+        "--network-alias", "data", "-p", "8095:80", NAME, "/bin/sleep", "600",
+    )  # fmt: skip
+    try:
+        (endpoint,) = podman.place.endpoints(NETWORK)
+        assert (endpoint["name"], v4(endpoint), endpoint["mac"]) == ("db", ip, "02:00:00:00:00:77")
+        assert "data" in endpoint["aliases"]
+        assert endpoint["published"] == ["8095:80/tcp"]
+        assert json.loads(podman.run("inspect", "db").stdout)[0]["Id"] == endpoint["runtime_id"]
+        assert ping(peer["ns"], ip).lost == 0
+    finally:
+        podman.run("rm", "-f", "-t", "0", "db")
+    podman.place.wait_no_endpoints(NETWORK)
+
+
+@pytest.mark.long
+@pytest.mark.conforms("podman", "disconnect, connect")
+def test_a_running_container_leaves_a_network_and_comes_back(podman: Podman, peer: dict[str, Any]) -> None:
+    podman.run("run", "-d", "--network", NETWORK, "--name", "db", NAME, "/bin/sleep", "600")
+    try:
+        podman.run("network", "disconnect", NETWORK, "db")
+        assert podman.place.endpoints(NETWORK) == []
+        podman.run("network", "connect", NETWORK, "db")
+        (again,) = podman.place.endpoints(NETWORK)
+        assert ping(peer["ns"], v4(again)).lost == 0
+    finally:
+        podman.run("rm", "-f", "-t", "0", "db")
+    podman.place.wait_no_endpoints(NETWORK)
+
+
+@pytest.mark.long
+@pytest.mark.conforms("podman", "daemon down: end, done later")
+@pytest.mark.conforms("podman", "daemon down: run refused")
+def test_podman_while_meshd_is_down(podman: Podman) -> None:
+    host = podman.place.host
+    podman.run("run", "-d", "--network", NETWORK, "--name", "gone", NAME, "/bin/sleep", "600")
+    host.stop()
+    try:
+        podman.run("rm", "-f", "-t", "0", "gone")
+        refused = podman.run("run", "--rm", "--network", NETWORK, NAME, "/bin/ip", "addr", check=False)
+        assert refused.returncode != 0
+        assert "meshd is not reachable" in refused.stderr
+    finally:
+        host.start()
+    podman.place.wait_no_endpoints(NETWORK)
