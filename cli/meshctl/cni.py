@@ -3,6 +3,7 @@
 import importlib.util
 import os
 import secrets
+import subprocess
 from pathlib import Path
 
 import click
@@ -13,6 +14,19 @@ from meshctl.output import Invocation
 
 DIRECTORY = "/opt/cni/bin"
 NAME = "meshd"
+PYTHON = "/usr/bin/python3"  # that of the executable's first line
+BUILD = """
+import marshal, sys, _frozen_importlib_external as python
+text = sys.stdin.read()
+code = marshal.dumps(compile(text, "meshd", "exec", optimize=2))
+print(FILE.format(magic=python.MAGIC_NUMBER, code=code, text=text))
+"""
+FILE = """#!/usr/bin/python3 -IS
+# Made by meshctl cni install from cli/meshcni/plugin.py, whose text is at the end; before it the same, compiled.
+import marshal, _frozen_importlib_external as python
+def compiled(): return marshal.loads({code!r})
+text = {text!r}
+exec(compiled() if python.MAGIC_NUMBER == {magic!r} else compile(text, "meshd", "exec"))"""
 
 
 @click.group(cls=Group)
@@ -27,7 +41,7 @@ def cni() -> None:
 @click.pass_obj
 def install(invocation: Invocation, directory: str) -> None:
     """Install the CNI executable meshd, in place of an older one."""
-    path = put(source(), Path(directory))
+    path = put(build(source()), Path(directory))
     invocation.emit({"installed": str(path)}, lambda: [f"installed {path}"])
 
 
@@ -39,15 +53,33 @@ def source() -> Path:
     return Path(found.origin)
 
 
-def put(executable: Path, directory: Path) -> Path:
-    """Copy it, whole or not at all; a runtime that starts it meanwhile gets the old one. Raises Failed."""
+def build(text: Path) -> bytes:
+    """Make the executable for this machine's Python. Raises Failed."""
+    script = f"FILE = {FILE!r}\n{BUILD}"
+    try:
+        done = subprocess.run(
+            [PYTHON, "-IS", "-c", script], input=text.read_bytes(), capture_output=True, check=True
+        )
+    except FileNotFoundError:
+        raise Failed(
+            f"there is no {PYTHON}, which runs the CNI executable", "install Python 3.11 or later"
+        ) from None
+    except subprocess.CalledProcessError as error:
+        raise Failed(
+            f"{PYTHON} cannot run the CNI executable: {error.stderr.decode(errors='replace')[-200:]}"
+        ) from None
+    return done.stdout
+
+
+def put(executable: bytes, directory: Path) -> Path:
+    """Write it, whole or not at all; a runtime that starts it meanwhile gets the old one. Raises Failed."""
     path, draft = directory / NAME, directory / f".{NAME}.{secrets.token_hex(4)}"
     try:
         directory.mkdir(parents=True, exist_ok=True)
         descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
         try:
             with open(descriptor, "wb") as stream:
-                stream.write(executable.read_bytes())
+                stream.write(executable)
                 stream.flush()
                 os.fchmod(descriptor, 0o755)
                 os.fsync(descriptor)

@@ -76,7 +76,7 @@ class Cni:
         """Answer one request. Raises MeshdError for what is no request of the executable's."""
         if (request.method, request.path) != ("POST", "/cni"):
             raise NotFound("no such path: this socket is for the CNI executable", "see /opt/cni/bin/meshd")
-        call = cnirecords.read(request.body)
+        call = msgspec.structs.replace(cnirecords.read(request.body), pid=request.peer.pid)
         await self.catch_up()
         started = trio.current_time()
         code, error, body = await self._outcome(call)
@@ -219,6 +219,7 @@ def _request(
             "cookie": call.cookie,
             "boot_id": cluster.boot_id,
             "path": call.environment.get("CNI_NETNS", "")[:4096],
+            "pid": call.pid,
         },
         "ifname": owner.ifname,
         "name": wanted.name,
@@ -246,9 +247,10 @@ def _plumbing(
         dst = ipaddress.ip_network(route.dst if route.dst != "default" else "::/0" if v6 else "0.0.0.0/0")
         routes.append(inside.Route(dst, via.packed if via else None))
     ranked = inside.ranked(routes, seen)
+    born_there = found.created and call.pid and found.attachment.host_if != plumb.link
     steps = inside.plumb(
         plumb.link, plumb.ifname, plumb.mtu, [(a.ip.packed, a.network.prefixlen) for a in addresses], ranked,
-        moved=bool(seen.ifindex),
+        moved=bool(seen.ifindex or born_there),
     )  # fmt: skip
     limits = wanted.bandwidth
     steps += inside.shape(

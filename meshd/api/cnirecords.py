@@ -20,7 +20,8 @@ _KNOWN = b"VECTKLAR"
 class CniCall(msgspec.Struct, frozen=True):
     """A request. ``environment``: CNI_* without CNI_PATH; ``config``: standard input. Only ADD and CHECK have the rest:
     ``turn``: 1, or 2 when asked to look again; ``cookie``: the namespace's; ``link`` (empty: there is no such
-    interface), ``addresses`` and ``routes``: the kernel's answers inside."""
+    interface), ``addresses`` and ``routes``: the kernel's answers inside. ``pid``: of the executable, which is in
+    the namespace then; 0 where it has another view of processes than the daemon."""
 
     environment: Mapping[str, str]
     config: bytes
@@ -29,6 +30,7 @@ class CniCall(msgspec.Struct, frozen=True):
     link: bytes = b""
     addresses: bytes = b""
     routes: bytes = b""
+    pid: int = 0
 
 
 def _records(body: bytes) -> Iterator[tuple[bytes, bytes]]:

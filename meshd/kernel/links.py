@@ -66,13 +66,14 @@ class Links:
                 self._ensure_turn([links[i] for i in turn], turn, outcome)
         return outcome
 
-    def create_veth(self, link: Link, peer: str, peer_mac: bytes, peer_mtu: int) -> None:
-        """Make a veth pair, the host's end as ``link`` says. Raises KernelError with nothing left behind."""
+    def create_veth(self, link: Link, peer: str, peer_mac: bytes, peer_mtu: int, pid: int = 0) -> None:
+        """Make a veth pair, the host's end as ``link`` says, the other one in the namespace of ``pid`` unless that is 0.
+        Raises KernelError with nothing left behind."""
         masters = self._get([link.master] if link.master else [])
         if link.master and link.master not in masters:
             raise _gone(link.master)
         index = masters[link.master].ifindex if link.master else 0
-        messages = linkwrite.create_pair(link, index, peer, peer_mac, peer_mtu, inet6=self._inet6)
+        messages = linkwrite.create_pair(link, index, peer, peer_mac, peer_mtu, inet6=self._inet6, pid=pid)
         self._echoes.device(link.name, link)
         error = self._made(link.name, self._netlink.transact(messages))
         if error is not None:

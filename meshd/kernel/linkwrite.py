@@ -44,10 +44,13 @@ def create(link: Link, master: int, *, inet6: bool, df: bool = True, parent: int
 
 
 def create_pair(
-    link: Link, master: int, peer: str, peer_mac: bytes, peer_mtu: int, *, inet6: bool
+    link: Link, master: int, peer: str, peer_mac: bytes, peer_mtu: int, *, inet6: bool, pid: int = 0
 ) -> list[bytes]:
-    """Encode the three steps of a veth pair's one end; the other is born in the first, and stays down."""
+    """Encode the three steps of a veth pair's one end; the other is born in the first, and stays down. ``pid``: a
+    process in whose namespace it is born, which takes the kernel a tenth of the time of moving it there."""
     attrs: _Attrs = [("IFLA_IFNAME", peer), ("IFLA_MTU", peer_mtu)]
+    if pid:
+        attrs.append(("IFLA_NET_NS_PID", pid))
     if peer_mac:
         attrs.append(("IFLA_ADDRESS", peer_mac.hex(":")))
     return [_new(link, master, [("VETH_INFO_PEER", {"attrs": attrs})]), *_settle(link, 0, inet6)]

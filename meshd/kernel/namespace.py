@@ -94,10 +94,11 @@ class Namespace:
         """Carry out ops in order; return those that failed. Raises KernelError if nothing can be asked."""
         return self._applier.apply(ops)
 
-    def create_veth(self, link: Link, peer: str, peer_mac: bytes, peer_mtu: int) -> None:
+    def create_veth(self, link: Link, peer: str, peer_mac: bytes, peer_mtu: int, pid: int = 0) -> None:
         """Make a veth pair in this namespace: the host's end as ``link`` says, the other one down, with name,
-        MAC and MTU in bytes. Raises KernelError with nothing left behind."""
-        self._links.create_veth(link, peer, peer_mac, peer_mtu)
+        MAC and MTU in bytes, in the namespace of process ``pid`` unless that is 0. Raises KernelError with nothing left
+        behind."""
+        self._links.create_veth(link, peer, peer_mac, peer_mtu, pid)
 
     def delete_link(self, name: str) -> None:
         """Delete a device of ours (of a veth pair, both ends); one that is gone is a success. Raises

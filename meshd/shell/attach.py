@@ -81,11 +81,13 @@ MAC = re.compile(r"[0-9A-Fa-f]{2}(:[0-9A-Fa-f]{2}){5}")
 
 class Netns(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Names a network namespace: SO_NETNS_COOKIE, which counts within a boot; ``path`` is for people. ``boot_id``: who
-    kept the cookie from earlier on says of which boot it is; "": of this one."""
+    kept the cookie from earlier on says of which boot it is; "": of this one. ``pid``: a process in that namespace, as
+    this daemon sees it, that waits there for the answer: a veth pair's other end is then born there, under its name."""
 
     cookie: Annotated[int, msgspec.Meta(ge=1, le=2**63 - 1)]
     boot_id: Annotated[str, msgspec.Meta(max_length=255)] = ""
     path: Annotated[str, msgspec.Meta(max_length=4096)] = ""
+    pid: Annotated[int, msgspec.Meta(ge=0, le=2**22)] = 0
 
 
 class AttachRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -317,7 +319,7 @@ async def _make_at(
             parent_index=where.parent.index if where else 0,
         )
         await hostaccess.keep(cluster, network)
-        await _plug_in(cluster, network, endpoint_id, endpoint, attachment, where)
+        await _plug_in(cluster, network, endpoint_id, endpoint, attachment, where, request.netns.pid)
     except BaseException:
         if endpoint_id not in cluster.endpoints:
             cluster.usage.unreserve(endpoint_id)
@@ -334,13 +336,14 @@ async def _plug_in(
     endpoint: Endpoint,
     attachment: Attachment,
     where: lan.Place | None,
+    pid: int,
 ) -> None:
     """Make the veth pair, or the device on the LAN, and commit; it goes again if the commit fails. A pair's master
     and rows are the reconciler's, which may have to make the bridge first."""
     async with cluster.desk.plugging(endpoint_id):
         if item_of(cluster, endpoint_id) is not None:
             await delete_link(cluster, attachment.host_if)  # of its last time here, if it is still there
-        await _plug_in_alone(cluster, network, endpoint_id, endpoint, attachment, where)
+        await _plug_in_alone(cluster, network, endpoint_id, endpoint, attachment, where, pid)
 
 
 async def _plug_in_alone(
@@ -350,6 +353,7 @@ async def _plug_in_alone(
     endpoint: Endpoint,
     attachment: Attachment,
     where: lan.Place | None,
+    pid: int,
 ) -> None:
     mtu = mtu_of(cluster, network)
     host_end = Link(attachment.host_if, "veth", names.alias(cluster.mark, network.id, endpoint_id), mtu)
@@ -357,8 +361,9 @@ async def _plug_in_alone(
         if where is not None:
             await lan.make(cluster, network, endpoint_id, endpoint.mac, where, attachment.host_if)
         else:
+            peer = attachment.ifname if pid else attachment.peer_if
             await cluster.reconciler.in_kernel_thread(
-                cluster.kernel.create_veth, host_end, attachment.peer_if, endpoint.mac, mtu
+                cluster.kernel.create_veth, host_end, peer, endpoint.mac, mtu, pid
             )
         try:
             await cluster.commit(_born(cluster, network, endpoint_id, endpoint, attachment))

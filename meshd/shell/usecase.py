@@ -113,8 +113,9 @@ class KernelLike(Protocol):
         """Operators' bridges and their ports."""
         ...
 
-    def create_veth(self, link: Link, peer: str, peer_mac: bytes, peer_mtu: int) -> None:
-        """Make a veth pair, the host's end as ``link`` says. Raises KernelError with nothing left behind."""
+    def create_veth(self, link: Link, peer: str, peer_mac: bytes, peer_mtu: int, pid: int = 0) -> None:
+        """Make a veth pair, the host's end as ``link`` says, the other one in the namespace of ``pid`` unless that is 0.
+        Raises KernelError with nothing left behind."""
         ...
 
     def delete_link(self, name: str) -> None:

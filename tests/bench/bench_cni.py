@@ -24,7 +24,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 from benchlib import CLONE_NEWNET, show
 
 from meshctl import labnet
-from meshctl.cni import put, source
+from meshctl.cni import build, put, source
 from meshctl.labcluster import Lab
 
 REFERENCE = Path("/usr/lib/cni")
@@ -154,7 +154,7 @@ def main():
         lab = Lab.up(1, Path(folder) / "lab")
         own = os.open("/proc/self/ns/net", os.O_RDONLY)
         try:
-            put(source(), Path(folder))
+            put(build(source()), Path(folder))
             host = lab.hosts[0]
             host.json("network", "create", "plain", "-d", "bridge", "--internal")
             host.json("network", "create", "masq", "-d", "bridge")

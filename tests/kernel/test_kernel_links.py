@@ -212,6 +212,24 @@ def test_a_veth_pair_is_made_with_its_peer_and_goes_with_it(host):
     assert host.kernel.links_exist([VETH, PEER]) == set()
 
 
+def test_the_other_end_of_a_pair_is_born_in_the_namespace_of_a_process(host, make_netns):
+    bring_up(host)
+    other = make_netns()
+    command = ["ip", "netns", "exec", other.name, "cat"]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        process.stdin.write(b"in")
+        process.stdin.flush()
+        assert process.stdout.read(2) == b"in"  # ip has entered it and become cat
+        host.kernel.create_veth(host_end(0), "eth0", mac(0), 1400, process.pid)
+        with pytest.raises(KernelError, match="File exists"):
+            host.kernel.create_veth(host_end(1), "eth0", mac(1), 1400, process.pid)
+        process.stdin.close()
+    inside = {link["ifname"]: link for link in other.json("ip", "-j", "link", "show")}
+    assert (inside["eth0"]["mtu"], inside["eth0"]["address"]) == (1400, mac(0).hex(":"))
+    assert "eth0" not in devices(host)
+    assert devices(host).keys() & {VETH, host_end(1).name} == {VETH}
+
+
 def test_a_veth_pair_without_its_bridge_is_refused_and_leaves_nothing(host):
     with pytest.raises(KernelError, match=f"device {BRIDGE}: does not exist"):
         host.kernel.create_veth(host_end(0), PEER, mac(0), MTU)

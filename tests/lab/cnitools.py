@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from meshctl.cni import put, source
+from meshctl.cni import build, put, source
 from meshctl.labhost import Host
 
 REFERENCE = Path("/usr/lib/cni")  # Debian's containernetworking-plugins
@@ -40,7 +40,7 @@ class Runtime:
     def folder(self) -> Path:
         """Where our executable is."""
         folder = self.host.dir.parent / "cni-bin"
-        return folder if (folder / "meshd").exists() else put(source(), folder).parent
+        return folder if (folder / "meshd").exists() else put(build(source()), folder).parent
 
     def run(self, command: str, plugin: dict[str, Any], **said: str) -> subprocess.CompletedProcess[str]:
         """Run one plugin once, whatever comes of it."""

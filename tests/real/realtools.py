@@ -18,7 +18,7 @@ from typing import Any
 
 import grpc
 
-from meshctl.cni import put, source
+from meshctl.cni import build, put, source
 from meshctl.labhost import Host, wait_for
 
 NAME = "localhost/busybox:1"
@@ -92,7 +92,7 @@ class Place:
         self.folder = folder
         for name in ("bin", "net.d"):
             (folder / name).mkdir(parents=True)
-        put(source(), folder / "bin")
+        put(build(source()), folder / "bin")
         ours = {"type": "meshd", "socket": str(host.dir / "run" / "cni.sock"), "capabilities": CAPABILITIES}
         plugins = [ours, *more_plugins]
         conflist = {"cniVersion": "1.0.0", "name": network, "plugins": plugins}

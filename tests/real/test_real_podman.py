@@ -1,7 +1,9 @@
 """podman 4 with its CNI backend."""
 
 import json
+import tempfile
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,11 +16,14 @@ NETWORK = "pink"
 
 
 @pytest.fixture(scope="module")
-def podman(lab: Lab, image: Image, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Podman]:
+def podman(lab: Lab, image: Image) -> Iterator[Podman]:
     host = lab.hosts[0]
     host.json("network", "create", NETWORK)
     lab.hosts[1].wait_network(NETWORK)
-    with Place(host, tmp_path_factory.mktemp("pod"), NETWORK) as place:
+    with (
+        tempfile.TemporaryDirectory(prefix="podman-") as folder,  # podman takes 50 characters at most
+        Place(host, Path(folder), NETWORK) as place,
+    ):
         yield Podman(place, image)
 
 

@@ -48,7 +48,7 @@ class Runtime:
     def __init__(self, cluster, run_dir):
         self.cni = Cni(cluster, run_dir)
         self.link, self.addresses, self.routes = b"", b"", b""
-        self.cookie, self.turn = 7, 1
+        self.cookie, self.turn, self.pid = 7, 1, 0
 
     async def raw(self, command, config, *, container="c1", ifname="eth0", args="", netns=NETNS):
         said = {
@@ -60,7 +60,9 @@ class Runtime:
         if command in ("ADD", "CHECK"):
             records += [(b"T", b"%d" % self.turn), (b"K", struct.pack("=Q", self.cookie)), (b"L", self.link)]
             records += [(b"A", self.addresses), (b"R", self.routes)]
-        answer = await self.cni.handle(Request(ROOT, "POST", "/cni", {}, plugin.pack(records)))
+        answer = await self.cni.handle(
+            Request(ROOT._replace(pid=self.pid), "POST", "/cni", {}, plugin.pack(records))
+        )
         return plugin.unpack(answer.body)
 
     async def call(self, command, config=None, *, version="1.1.0", **where):

@@ -1,6 +1,9 @@
 """CNI by the specification's tables, over a cluster in memory (tests/unit/shell/fake_cluster.py): what each operation
 answers in each version, and each error's code. Nothing is plumbed here; tests/lab/test_lab_cni.py does that."""
 
+import json
+from pathlib import Path
+
 import pytest
 import trio
 
@@ -89,6 +92,17 @@ async def test_a_repeated_add_tells_that_it_made_nothing_and_moves_no_link_that_
     assert b"h" not in [tag for tag, _ in await runtime.raw("ADD", config)]
 
 
+async def test_a_link_is_born_in_the_namespace_of_the_executable_where_its_process_is_seen(host, runtime):
+    runtime.pid = 4711
+    config = b'{"cniVersion":"1.1.0","name":"blue","type":"meshd"}'
+    assert b"h" not in [tag for tag, _ in await runtime.raw("ADD", config)]
+    ((_, peer, mac, _),) = host.kernel.links.values()
+    assert (peer, host.kernel.moved) == ("eth0", {"eth0"})
+    runtime.link = link_answer(mac)
+    assert (await runtime.raw("ADD", config))[0] == (b"n", b"")
+    assert len(mine(host)) == 1
+
+
 async def test_a_container_that_comes_back_in_another_namespace_is_attached_anew(host, runtime):
     before = await runtime.call("ADD")
     runtime.cookie = 8
@@ -173,8 +187,6 @@ async def test_bandwidth_becomes_two_limits(runtime):
     config = b'{"cniVersion":"1.1.0","name":"blue","type":"meshd"}'
     plain = await runtime.raw("ADD", config)
     await runtime.call("DEL")
-    import json
-
     shaped = await runtime.raw("ADD", json.dumps({**json.loads(config), **limits}).encode())
     assert len(shaped) == len(plain) + 3
     assert sum(b"tbf\0" in said for _, said in shaped) == 2
@@ -567,3 +579,11 @@ async def test_the_journal_keeps_whose_endpoint_it_is(host, runtime):
     await runtime.call("ADD")
     (record,) = [item for item in host.journal[-1] if item.kind == Kind.ATTACHMENT]
     assert record.body.owner == "cni/blue/c1/eth0"
+
+
+async def test_the_documented_list_is_one_that_works(host, runtime):
+    said = json.loads((Path(__file__).parents[3] / "configs" / "10-meshd.conflist").read_text())
+    (ours,) = said["plugins"]
+    assert ours.pop("type") == "meshd"
+    assert ours["socket"] == plugin.SOCKET
+    assert (await runtime.call("ADD", ours, version=said["cniVersion"]))["ips"]

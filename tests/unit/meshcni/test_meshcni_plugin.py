@@ -4,6 +4,7 @@ imports nothing. What it does with a daemon: tests/lab/test_lab_cni.py."""
 import contextlib
 import json
 import os
+import re
 import socket
 import stat
 import subprocess
@@ -14,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from meshcni import plugin
-from meshctl.cni import put, source
+from meshctl.cni import build, put, source
 from meshd.api import cnirecords
 from meshd.api.cniconfig import VERSIONS
 from meshd.shell.runtimes import QUEUE
@@ -24,7 +25,7 @@ SYSTEM_PYTHON = "/usr/bin/python3"
 
 @pytest.fixture
 def executable(tmp_path):
-    return put(source(), tmp_path / "bin")
+    return put(build(source()), tmp_path / "bin")
 
 
 @pytest.fixture
@@ -56,17 +57,17 @@ def run(executable, tmp_path):
 
 def test_it_is_installed_whole_and_executable_and_again(tmp_path):
     for _ in range(2):
-        path = put(source(), tmp_path / "a" / "bin")
-        assert path.read_bytes() == source().read_bytes()
+        path = put(build(source()), tmp_path / "a" / "bin")
+        assert path.read_bytes() == build(source())
         assert stat.S_IMODE(path.stat().st_mode) == 0o755
     assert [p.name for p in path.parent.iterdir()] == ["meshd"]
     assert path.read_text().startswith("#!/usr/bin/python3 -IS\n")
 
 
-def test_it_imports_only_what_is_written_in_c(executable):
+def test_it_imports_only_what_is_written_in_c():
     script = (
         "import sys; before = set(sys.modules); sys.path = [p for p in sys.path if p.endswith('lib-dynload')];"
-        f"code = compile(open({str(executable)!r}).read(), 'meshd', 'exec'); exec(code, {{'__name__': 'x'}});"
+        f"code = compile(open({str(source())!r}).read(), 'meshd', 'exec'); exec(code, {{'__name__': 'x'}});"
         "print(sorted(set(sys.modules) - before))"
     )
     done = subprocess.run([SYSTEM_PYTHON, "-IS", "-c", script], capture_output=True, text=True, check=True)
@@ -230,6 +231,17 @@ def test_a_large_list_for_gc_passes(run, tmp_path):
     with served(tmp_path / "run" / "cni.sock", GOOD) as asked:
         assert run("GC", {"cni.dev/valid-attachments": kept})[0] == 0
     assert len(json.loads(cnirecords.read(asked[0]).config)["cni.dev/valid-attachments"]) == 10_000
+
+
+def test_another_python_runs_the_text(executable, tmp_path):
+    other = tmp_path / "other"
+    changed = re.sub(rb"MAGIC_NUMBER == b'.*?'", b"MAGIC_NUMBER == b'other'", executable.read_bytes())
+    other.write_bytes(changed.replace(b"marshal.loads(b'", b"marshal.loads(b'broken"))
+    other.chmod(0o755)
+    done = subprocess.run(
+        [other], input=b"{}", env={"CNI_COMMAND": "VERSION"}, capture_output=True, check=False
+    )
+    assert json.loads(done.stdout)["supportedVersions"] == list(VERSIONS)
 
 
 def test_this_python_can_run_it_too(executable):

@@ -106,12 +106,14 @@ class FakeKernel:
     def local_addresses(self):
         return set(self.addresses)
 
-    def create_veth(self, link, peer, peer_mac, peer_mtu):
+    def create_veth(self, link, peer, peer_mac, peer_mtu, pid=0):
         if self.fail_create:
             raise self.fail_create
         assert link.name not in self.links
         assert link.name in self.being_made, "the reconciler would take it for stale"
         self.links[link.name] = (link, peer, peer_mac, peer_mtu)
+        if pid:
+            self.moved.add(peer)
 
     def links_exist(self, names):
         there = {end for link, (_, peer, *_) in self.links.items() for end in (link, peer)}
