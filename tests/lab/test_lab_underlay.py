@@ -64,9 +64,11 @@ def watching(host: Host, *command: str) -> Iterator[list[str]]:
         host.argv("stdbuf", "-oL", *command), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     ) as process:
         time.sleep(0.3)  # it says nothing when it has subscribed
-        yield lines
-        time.sleep(0.3)
-        process.terminate()
+        try:
+            yield lines
+            time.sleep(0.3)
+        finally:
+            process.terminate()
         lines += (process.communicate()[0] or "").splitlines()
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from booted import ROOT, BootedHost, BootedLan, wait_for
 
-pytestmark = pytest.mark.long
+pytestmark = [pytest.mark.long, pytest.mark.timeout(900)]
 
 VERSION, NEXT = "0.1.0", "0.1.1"
 NETWORK = "blue"
