@@ -20,6 +20,7 @@ from meshd.model import UNKNOWN_NETNS, EndpointId, Item, Subnet, text_id, text_m
 from meshd.plan.publish import Publication
 from meshd.shell import amend, docker, held, networks, publish
 from meshd.shell.attach import AttachRequest, Netns, attach, detach
+from meshd.shell.detach import detach_ahead
 from meshd.shell.usecase import ClusterLike
 from meshd.state.docker import SHORT_ID, Wanted
 from meshd.state.layout import Layout
@@ -179,12 +180,12 @@ def _explained(cluster: ClusterLike, ask: cnm.CreateEndpoint, error: Conflict) -
 
 
 async def delete_endpoint(cluster: ClusterLike, ask: cnm.OfEndpoint) -> cnm.Nothing:
-    """Detach; what is gone is gone."""
+    """Detach: answered once its end is on disk, since removing the link takes the kernel tens of milliseconds."""
     id_ = docker.endpoint_of(cluster, ask.NetworkID, ask.EndpointID)
     if id_ is None:
         return cnm.UNCHANGED
     cluster.desk.left.discard(id_)
-    await detach(cluster, id_, force=True)
+    await detach_ahead(cluster, id_)
     return cnm.Nothing()
 
 

@@ -40,6 +40,8 @@ async def hold(
         raise Unavailable(
             f"no address can be given: {cluster.allocation_stopped}", "meshctl status says more"
         )
+    if cluster.draining:
+        raise Unavailable("this host is draining and takes no new endpoints", "meshctl undrain")
     layout, endpoint = _first(Layout.of(network), subnet), new_id(cluster, network, want)
     with cluster.desk.attaching(network.id, facts.name):
         if facts.driver in LAN_DRIVERS:

@@ -12,6 +12,7 @@ from meshd.api import cnm
 from meshd.api.cnm import METHODS, CnmApi
 from meshd.api.exchange import Request
 from meshd.api.peers import Access, Peer
+from meshd.daemon import _never_moved
 from meshd.errors import KernelError
 from meshd.kernel.sockets import Listener
 from meshd.model import Kind, text_ip
@@ -44,6 +45,7 @@ class Engine:
     def __init__(self, cluster):
         self.cluster = cluster
         cluster.kernel.lan = FakeLan(cluster)
+        cluster.background = trio.lowlevel.spawn_system_task
         self.log = Log()
         self.api = CnmApi(cluster, Access(OWN, None), log=self.log)
         self.status = 0
@@ -471,6 +473,7 @@ async def test_a_container_from_run_to_stop():
     await engine.stop()
     await engine.stop()  # each of these may come twice
     assert engine.cluster.endpoints == {}
+    await trio.testing.wait_all_tasks_blocked()
     assert engine.cluster.kernel.links == {}
     assert free_counts(engine.cluster) == {}
     assert engine.cluster.desk.held == {}
@@ -694,6 +697,28 @@ async def test_a_peer_that_was_put_back_and_an_address_that_was_given_up_end_the
     assert engine.endpoints() == []
 
 
+async def test_housekeeping_asks_for_a_peer_again_once_its_runtime_has_said_that_it_leaves():
+    """dockerd was killed between Leave and DeleteEndpoint: the peer lies in the host's namespace again."""
+    engine = await site()
+    await engine.run(EP)
+    (id_,), moved, here = engine.cluster.endpoints, set(), set()
+    (attachment,) = engine.cluster.attachments.values()
+    engine.cluster.kernel.links_exist = lambda names: {name for name in names if name in here}
+    engine.cluster.world.time += 2 * config.VANISHED_GRACE_S
+    assert await _never_moved(engine.cluster, moved) == []
+    here.add(attachment.peer_if)
+    assert await _never_moved(engine.cluster, moved) == []  # it was seen to be gone: asked for no more
+    await engine.well("NetworkDriver.Leave", {"NetworkID": NET, "EndpointID": EP})
+    assert await _never_moved(engine.cluster, moved) == [id_]
+
+
+async def test_a_host_that_drains_gives_docker_no_address():
+    engine = await site()
+    engine.cluster.draining = True
+    assert "draining" in await engine.refused("IpamDriver.RequestAddress", {"PoolID": engine.pools[NET, 4]})
+    assert free_counts(engine.cluster) == {}
+
+
 async def test_deleting_a_docker_network_ends_what_docker_forgot_on_it_and_nothing_else():
     engine = await site()
     await engine.run(EP)
@@ -805,6 +830,7 @@ async def test_on_a_macvlan_network_an_address_that_a_stranger_has_is_passed_ove
     assert "is the LAN itself" in (await engine.run(EP3, ports=[{}]))["Err"]
     for endpoint in (EP, EP2, EP3):
         await engine.stop(endpoint)
+    await trio.testing.wait_all_tasks_blocked()
     assert engine.cluster.kernel.links == {}
 
 
