@@ -5,21 +5,26 @@ unchanged and what to do next. The class says whose fault; ``what`` says what is
 unchanged; ``hint`` says what to do. No class here knows HTTP or exit codes: ``api/errors.py`` maps ``code``.
 """
 
+from collections.abc import Sequence
+
 
 class MeshdError(Exception):
     """Base of every error that meshd itself raises on purpose.
 
     ``what``: one line for a person, without a trailing full stop.
-    ``hint``: what to do next, or ``""``.
+    ``hint``: what to do next, or ``""``; ``lines``: commands or lines of a file that it speaks of.
     ``code``: a stable word for programs, kebab-case.
     """
 
     code = "failed"
 
-    def __init__(self, what: str, hint: str = "", *, code: str | None = None) -> None:
+    def __init__(
+        self, what: str, hint: str = "", *, code: str | None = None, lines: Sequence[str] = ()
+    ) -> None:
         super().__init__(what)
         self.what = what
         self.hint = hint
+        self.lines = lines
         if code is not None:
             self.code = code
 

@@ -173,4 +173,6 @@ def refusal(status: int, document: Any) -> Failed:
     """Make the error that the daemon's ``{"error","hint","code"}`` says."""
     said = document if isinstance(document, dict) else {}
     what = str(said.get("error") or f"meshd answered with status {status}")
-    return Failed(what, str(said.get("hint") or ""), code=str(said.get("code") or ""), status=status)
+    lines = said.get("lines")
+    hint = "\n".join([str(said.get("hint") or ""), *map(str, lines if isinstance(lines, list) else ())])
+    return Failed(what, hint, code=str(said.get("code") or ""), status=status)

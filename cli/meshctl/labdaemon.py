@@ -24,6 +24,13 @@ LAB_UID = (
 )
 ROOT = Path("/run/meshd-lab")  # on tmpfs, open to all users, gone at the next boot
 GROUPS = Path("/etc/group")
+MANAGERS = (
+    Path("/run/systemd/netif"),
+    Path("/run/NetworkManager"),
+    Path("/etc/network"),
+    Path("/etc/systemd/network"),
+)
+"""Where this machine's network managers say what they look after, by names and ifindexes that a lab's hosts have too."""
 
 SCRIPT = """
 for tree in /etc /proc/sys; do mount --bind "$tree" "$tree"; mount -o remount,bind,ro "$tree"; done
@@ -117,7 +124,8 @@ def start(
     parent = code.parent if reachable(code) else view.of(code, "meshd").parent
     packages = view.of(Path(sysconfig.get_path("purelib")), "site-packages")
     view.of(host_dir, host_dir.name)
-    mounts = [str(word) for pair in [*view.mounts.items(), (_groups(host_dir), GROUPS)] for word in pair]
+    pairs = [*_hidden(host_dir), *view.mounts.items(), (_groups(host_dir), GROUPS)]
+    mounts = [str(word) for pair in pairs for word in pair]
     capabilities = "-all,+net_admin"
     command = [
         "ip", "netns", "exec", namespace,  # a mount namespace of its own, with this namespace's /sys
@@ -147,6 +155,13 @@ def start(
     finally:
         for fd in passed:
             os.close(fd)
+
+
+def _hidden(host_dir: Path) -> list[tuple[Path, Path]]:
+    """Return an empty folder to be mounted over each that tells of this machine's own devices."""
+    empty = host_dir / "empty"
+    empty.mkdir(mode=0o755, exist_ok=True)
+    return [(empty, folder) for folder in MANAGERS if folder.is_dir()]
 
 
 def _groups(host_dir: Path) -> Path:

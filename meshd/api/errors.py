@@ -44,12 +44,13 @@ class WrongMethod(MeshdError):
         self.allowed = allowed
 
 
-class ErrorBody(msgspec.Struct, frozen=True):
-    """The JSON of every error answer."""
+class ErrorBody(msgspec.Struct, frozen=True, omit_defaults=True):
+    """The JSON of every error answer. ``lines``: commands or lines of a file that the hint speaks of, if any."""
 
     error: str
     hint: str
     code: str
+    lines: list[str] = []
 
 
 def status_of(error: MeshdError) -> int:
@@ -59,7 +60,8 @@ def status_of(error: MeshdError) -> int:
 
 def body_of(error: MeshdError) -> bytes:
     """Return the JSON of an error, one line."""
-    return msgspec.json.encode(ErrorBody(_line(error.what), _line(error.hint), error.code)) + b"\n"
+    said = ErrorBody(_line(error.what), _line(error.hint), error.code, [_line(line) for line in error.lines])
+    return msgspec.json.encode(said) + b"\n"
 
 
 def _line(text: str) -> str:

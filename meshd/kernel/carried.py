@@ -44,7 +44,7 @@ RTA_EXPIRES, RTA_TTL_PROPAGATE, RTA_NH_ID = 23, 26, 30
 RT_TABLE_LOCAL, RTPROT_KERNEL, RTM_F_CLONED, RTNH_F_ONLINK = 255, 2, 0x200, 4
 CLOCK_TICKS_A_S = 100  # USER_HZ, the unit of rta_expires
 
-NDA_DST, NDA_LLADDR, NDA_PROTOCOL, NUD_PERMANENT = 1, 2, 12, 0x80
+NDA_DST, NDA_LLADDR, NDA_IFINDEX, NDA_PROTOCOL, NUD_PERMANENT = 1, 2, 8, 12, 0x80
 NTF_KEPT = 0x10 | 0x80  # EXT_LEARNED, ROUTER
 NHA_ID, NHA_OIF, NHA_GATEWAY, NHA_ENCAP_TYPE, NHA_ENCAP, NHA_FDB = 1, 5, 6, 7, 8, 11
 
@@ -101,7 +101,7 @@ def read(link: netlink.Netlink, index: int) -> list[Thing]:
     ]
     found: list[Thing] = []
     for request in [*asked, frames.request(GETNEXTHOP, 0, _NEXTHOP.pack(*[0] * 5) + frames.attribute(NHA_OIF, u32)),
-                    frames.request(GETNEIGH, 0, _NEIGH.pack(*[0] * 5))]:  # fmt: skip
+                    frames.request(GETNEIGH, 0, _NEIGH.pack(*[0] * 5) + frames.attribute(NDA_IFINDEX, u32))]:  # fmt: skip
         try:
             chunks = link.dump(request)
         except KernelError:
@@ -252,7 +252,8 @@ def neighbours(link: netlink.Netlink, index: int) -> list[Thing]:
     """Read the neighbours that the kernel has learnt on a device, as they would be told to another: to be asked
     again, but used until then. Raises KernelError."""
     found = []
-    for chunk in link.dump(frames.request(GETNEIGH, 0, _NEIGH.pack(*[0] * 5))):
+    only = frames.attribute(NDA_IFINDEX, _U32.pack(index))
+    for chunk in link.dump(frames.request(GETNEIGH, 0, _NEIGH.pack(*[0] * 5) + only)):
         for kind, _, start, end in frames.split(chunk):
             if kind != NEWNEIGH:
                 continue

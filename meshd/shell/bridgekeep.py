@@ -9,7 +9,7 @@ import msgspec
 import structlog
 import trio
 
-from meshd.config import BRIDGE_KEEP_BACKOFF_MAX_S, BRIDGE_KEEP_BACKOFF_S, EVENT_SETTLE_S, RECONCILE_S
+from meshd.config import BRIDGE_KEEP_BACKOFF_MAX_S, BRIDGE_KEEP_BACKOFF_S, BRIDGE_KEEP_REST_S, RECONCILE_S
 from meshd.errors import MeshdError
 from meshd.model import Bridge, BridgePort
 from meshd.plan.bridges import Card
@@ -40,14 +40,14 @@ class Keeper:
             await self.look()
             now = trio.current_time()
             due = min([at for at, _ in self._waits.values() if at > now], default=now + RECONCILE_S)
+            await trio.sleep(BRIDGE_KEEP_REST_S)
             with trio.move_on_at(min(due, now + RECONCILE_S)):
                 await self._wake.wait()
-                await trio.sleep(EVENT_SETTLE_S)
 
     async def look(self) -> None:
         """Look at every port once."""
-        for bridge_id in [*self._cluster.bridges]:
-            for port in self._cluster.bridges[bridge_id].ports:
+        for bridge_id, bridge in [*self._cluster.bridges.items()]:
+            for port in bridge.ports:
                 try:
                     await self._look(bridge_id, port.name)
                 except MeshdError as error:
@@ -84,8 +84,8 @@ class Keeper:
         at, wait = self._waits.get(name, (0.0, 0.0))
         if now < at:
             return False
-        quiet = now - at > BRIDGE_KEEP_BACKOFF_MAX_S
-        wait = BRIDGE_KEEP_BACKOFF_S if quiet else min(2 * wait, BRIDGE_KEEP_BACKOFF_MAX_S)
+        first = not wait or now - at > BRIDGE_KEEP_BACKOFF_MAX_S
+        wait = BRIDGE_KEEP_BACKOFF_S if first else min(2 * wait, BRIDGE_KEEP_BACKOFF_MAX_S)
         self._waits[name] = now + wait, wait
         return True
 

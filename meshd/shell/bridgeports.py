@@ -18,19 +18,21 @@ from meshd.config import (
     BRIDGE_CONFIRM_S,
     BRIDGE_DEADLINE_STEP_S,
     BRIDGE_REVERT_RETRY_S,
+    BRIDGE_STOP_S,
 )
 from meshd.errors import BadRequest, Conflict, KernelError, MeshdError, NotFound, Unavailable
-from meshd.model import Bridge, BridgePort
+from meshd.model import Bridge, BridgePort, text_mac
 from meshd.plan import bridges as rules
+from meshd.plan import managers as advice
 from meshd.plan import names
 from meshd.plan.bridges import Card, Move
 from meshd.shell import lan
-from meshd.shell.bridges import Found, boottime_ms, find, found, look, save, taken
+from meshd.shell.bridges import Found, boottime_ms, find, found, look, owner_of, save, taken
 from meshd.shell.usecase import ClusterLike
 
 log = structlog.get_logger("meshd.bridges")
 
-ALARM = "bridge-revert"
+ALARM, WAITS = "bridge-revert", "bridge-unconfirmed"
 
 
 class PortRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -81,7 +83,7 @@ async def add(cluster: ClusterLike, request: PortRequest) -> Added:
             "long enough to see that the host is still reached, short enough to wait for",
         )
     async with cluster.desk.bridging:
-        bridge_id, bridge = await _named(cluster, request.bridge)
+        bridge_id, bridge = await _named(cluster, request.bridge, request.interface)
         waiting = pending(cluster)
         if waiting is not None:
             raise Conflict(
@@ -102,8 +104,9 @@ async def add(cluster: ClusterLike, request: PortRequest) -> Added:
                 "nothing was changed",
                 f"detach them first, and have those networks made with --parent {bridge.name}",
             )
+        told = await _managed(card, device)
         port = await _port(cluster, card, device, request.confirm_within_s)
-        told = warnings(bridge.name, card.name, await belongings(cluster, card.index))
+        told += warnings(bridge, card.name, await belongings(cluster, card.index))
         joined = msgspec.structs.replace(
             bridge, mac=bridge.mac if bridge.ports else card.mac, ports=(*bridge.ports, port)
         )
@@ -115,6 +118,7 @@ async def add(cluster: ClusterLike, request: PortRequest) -> Added:
                 await save(cluster, bridge_id, bridge)
                 raise
         cluster.background(expire, cluster, bridge_id, port)
+        cluster.alarm(WAITS, _waits(bridge.name, port))
         log.warning(
             "bridge port added", bridge=bridge.name, port=port.name, confirm_within_s=request.confirm_within_s
         )
@@ -124,15 +128,38 @@ async def add(cluster: ClusterLike, request: PortRequest) -> Added:
         return Added(await found(cluster, bridge_id), tuple(told))
 
 
-async def _named(cluster: ClusterLike, name: str) -> tuple[bytes, Bridge]:
-    """Find a bridge; one that is somebody else's is named as such. Raises NotFound, Conflict."""
+async def _named(cluster: ClusterLike, name: str, interface: str) -> tuple[bytes, Bridge]:
+    """Find a bridge for a card; one that is somebody else's is named as such. Raises NotFound, Conflict."""
     try:
         return find(cluster, name)
     except NotFound:
         card = await look(cluster, name)
-        if card.missing:
+        if card.missing or card.kind != "bridge":
             raise
-        raise Conflict(taken(card).what, "meshctl bridge create makes one that meshd looks after") from None
+        owner = await owner_of(card)
+        hint, *lines = advice.add_port_there(owner, name, interface)
+        raise Conflict(taken(card, owner).what, hint, lines=lines) from None
+
+
+async def _managed(card: Card, device: Card) -> list[str]:
+    """Look who else looks after card and bridge; returns warnings. Raises Conflict where they would fight over them."""
+    owner = await owner_of(card)
+    if owner is not None and owner.program in advice.KEEPS_AT_IT:
+        hint, *lines = advice.have_it_make(owner, device.name, card.name, text_mac(card.mac))
+        raise Conflict(
+            f"{advice.told(owner, card.name)} and would undo what meshd does to it; nothing was changed",
+            hint,
+            lines=lines,
+        )
+    other = await owner_of(device)
+    if other is not None and other.program in advice.KEEPS_AT_IT:
+        hint, *lines = advice.keep_off(other, device.name)
+        raise Conflict(
+            f"{advice.told(other, device.name)} too; nothing was changed",
+            hint,
+            lines=lines,
+        )
+    return [advice.at_boot(owner, device.name, card.name)] if owner is not None else []
 
 
 async def belongings(cluster: ClusterLike, index: int) -> rules.Belongings:
@@ -169,15 +196,21 @@ async def _port(cluster: ClusterLike, card: Card, device: Card, confirm_within_s
     )
 
 
-def warnings(bridge: str, card: str, had: rules.Belongings) -> list[str]:
+def warnings(bridge: Bridge, card: str, had: rules.Belongings) -> list[str]:
     """Say what an operator should see to, a line each."""
     told = [
-        f"a DHCP client looks after {ip} on {card}: have it run on {bridge} instead before the lease ends"
+        f"a DHCP client looks after {ip} on {card}: have it run on {bridge.name} instead before the lease ends"
         for ip in had.leased
     ]
     if had.count:
         told.append(
-            f"firewall rules, sysctls and sockets that name {card} do not apply to {bridge}, which packets come by now"
+            f"firewall and ip rules, sysctls and sockets that name {card} do not apply to {bridge.name}, which packets "
+            "come by now"
+        )
+    if bridge.ports:
+        others = ", ".join(port.name for port in bridge.ports)
+        told.append(
+            f"if {card} and {others} lead to one switch, that is a loop: {bridge.name} runs no spanning tree"
         )
     return told
 
@@ -198,6 +231,10 @@ def move(bridge: Bridge, port: BridgePort, *, restore: bool = False, mac: bytes 
     )
 
 
+def _waits(bridge: str, port: BridgePort) -> str:
+    return f"{port.name} leaves bridge {bridge} again unless it is confirmed: meshctl bridge confirm"
+
+
 async def confirm(cluster: ClusterLike) -> Found:
     """Have the port that waits for it stay. Raises Conflict where none does or it is too late, Unavailable."""
     async with cluster.desk.bridging:
@@ -210,6 +247,7 @@ async def confirm(cluster: ClusterLike) -> Found:
             raise Conflict(f"too late: {waiting.port.name} is going back out of {waiting.bridge.name}")
         kept = msgspec.structs.replace(waiting.port, deadline_ms=0)
         await save(cluster, waiting.id, _with(waiting.bridge, kept))
+        cluster.calm(WAITS)
         log.info("bridge port confirmed", bridge=waiting.bridge.name, port=kept.name)
         cluster.events.publish("bridge-port-confirmed", bridge=waiting.bridge.name, port=kept.name)
         return await found(cluster, waiting.id)
@@ -224,7 +262,7 @@ def _with(bridge: Bridge, port: BridgePort) -> Bridge:
 async def remove(cluster: ClusterLike, name: str, interface: str) -> None:
     """Take a port out, with what is its on the bridge. Raises NotFound, Conflict, Unavailable, KernelError."""
     async with cluster.desk.bridging:
-        bridge_id, bridge = await _named(cluster, name)
+        bridge_id, bridge = await _named(cluster, name, interface)
         port = next((port for port in bridge.ports if port.name == interface), None)
         if port is None:
             device = await look(cluster, name)
@@ -257,6 +295,9 @@ async def _take_out(
             await kernel(bridging.join, move(bridge, port))
             return refused
         await save(cluster, bridge_id, msgspec.structs.replace(bridge, mac=mac, ports=left))
+    cluster.calm(f"bridge-port {port.name}")
+    if port.deadline_ms:
+        cluster.calm(WAITS)
     return refused
 
 
@@ -318,6 +359,7 @@ async def recover(cluster: ClusterLike) -> None:
         return
     card = await look(cluster, port.name)
     if waiting.left_s > 0 and card.master == waiting.bridge.name:
+        cluster.alarm(WAITS, _waits(waiting.bridge.name, port))
         cluster.background(expire, cluster, waiting.id, port)
     else:
         why = "nobody confirmed it in time" if waiting.left_s <= 0 else "the daemon ended while it was added"
@@ -328,4 +370,7 @@ async def stop(cluster: ClusterLike) -> None:
     """At a stop: have an unconfirmed port go back now, since nobody would later."""
     waiting = pending(cluster)
     if waiting is not None:
-        await revert(cluster, waiting.id, waiting.port, "the daemon was stopped before anybody confirmed it")
+        with trio.move_on_after(BRIDGE_STOP_S):
+            await revert(
+                cluster, waiting.id, waiting.port, "the daemon was stopped before anybody confirmed it"
+            )

@@ -6,14 +6,17 @@ import time
 
 import msgspec
 import structlog
+import trio
 
 from meshd.errors import Conflict, NotFound
 from meshd.model import ID_BYTES, Bridge, BridgePort, Item, Key, Kind, Version
 from meshd.plan import bridges as rules
+from meshd.plan import managers as advice
 from meshd.plan import names
 from meshd.plan.bridges import Card
+from meshd.plan.managers import Owner
 from meshd.plan.ops import DelLink, PutLink
-from meshd.shell import lan
+from meshd.shell import lan, managers
 from meshd.shell.usecase import ClusterLike
 
 log = structlog.get_logger("meshd.bridges")
@@ -55,7 +58,13 @@ async def create(cluster: ClusterLike, request: BridgeRequest) -> Found:
             raise Conflict(f"bridge {request.name} exists already", "meshctl bridge ls lists them")
         card = await look(cluster, request.name)
         if not card.missing:
-            raise taken(card)
+            raise taken(card, await owner_of(card))
+        maker = await trio.to_thread.run_sync(managers.maker, request.name)
+        if maker is not None:
+            raise Conflict(
+                f"{maker.program} is to make bridge {request.name} ({maker.file}); nothing was changed",
+                "leave it to that, or choose another name; network create --parent takes it as it is",
+            )
         bridge_id = cluster.entropy(ID_BYTES)
         bridge = Bridge(request.name, names.lan_bridge_mac(bridge_id), cluster.wall_ms())
         await save(cluster, bridge_id, bridge)
@@ -68,16 +77,22 @@ async def create(cluster: ClusterLike, request: BridgeRequest) -> Found:
         return await found(cluster, bridge_id)
 
 
-def taken(card: Card) -> Conflict:
-    """Say that a device has the name."""
+async def owner_of(card: Card) -> Owner | None:
+    """Say which manager looks after a device, None where none does."""
+    return await trio.to_thread.run_sync(managers.owner, card)
+
+
+def taken(card: Card, owner: Owner | None) -> Conflict:
+    """Say that a device has the name, and whose it is."""
     what = "a bridge" if card.kind == "bridge" else f"a {card.kind} device" if card.kind else "a network card"
     if names.is_lan_bridge(card.alias):
         return Conflict(
             f"{card.name} is a bridge that meshd made and has no record of any more; it was left alone",
             f"see what is on it (ip addr show {card.name}), then ip link del {card.name}",
         )
+    whose = f"; {advice.told(owner, card.name)}" if owner else ""
     return Conflict(
-        f"{card.name} exists on this host: {what} that is not meshd's; it was left alone",
+        f"{card.name} exists on this host: {what} that is not meshd's; it was left alone{whose}",
         "choose another name",
     )
 

@@ -3,6 +3,7 @@ back: by itself, after a kill, at a stop, after a reboot."""
 
 import contextlib
 import json
+import shutil
 import subprocess
 import time
 from collections.abc import Iterator
@@ -208,13 +209,53 @@ def test_a_killed_daemon_goes_on_waiting_or_finds_its_deadline_passed(lab3: Lab,
         assert (carried(host, "eth0"), carried(host, "br0"), master(host)) == (before, NOTHING, "")
 
 
+NETIF = Path("/run/systemd/netif")
+
+
+@contextlib.contextmanager
+def managed(lab: Lab, host: Host) -> Iterator[None]:
+    """Have a daemon that is started meanwhile find that systemd-networkd looks after its eth0."""
+    folder = Path("/run/meshd-lab") / f"netif-{lab.id}"
+    (folder / "links").mkdir(mode=0o755, parents=True)
+    number = json.loads(host.run("ip", "-j", "link", "show", "dev", "eth0").stdout)[0]["ifindex"]
+    state = folder / "links" / str(number)
+    state.write_text("ADMIN_STATE=configured\nNETWORK_FILE=/etc/systemd/network/lan.network\n")
+    if NETIF.is_dir():
+        lab.view.mounts[folder] = NETIF
+    try:
+        yield
+    finally:
+        lab.view.mounts.pop(folder, None)
+        lab_folder_goes.append(folder)
+
+
+lab_folder_goes: list[Path] = []
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _folders_go() -> Iterator[None]:
+    """They stay while a daemon has them mounted: empty, it would find nothing."""
+    yield
+    for folder in lab_folder_goes:
+        shutil.rmtree(folder)
+
+
 def test_a_stopped_daemon_leaves_nothing_unconfirmed_behind(lab3: Lab, host: Host) -> None:
     before = carried(host, "eth0")
     host.json("bridge", "port", "add", "br0", "eth0")
     host.stop()
     assert (carried(host, "eth0"), master(host)) == (before, "")
-    host.start()
+    with managed(lab3, host):
+        host.start()
     assert host.json("bridge", "ls")[0]["ports"] == []
+    if NETIF.is_dir():
+        refused = host.meshctl("bridge", "port", "add", "br0", "eth0").stderr.splitlines()
+        assert refused[0].startswith(
+            "error: systemd-networkd (/etc/systemd/network/lan.network) looks after eth0"
+        )
+        assert refused[-1] == "hint: networkctl reload"
+        host.stop()
+        host.start()
 
 
 def reboot(lab: Lab, host: Host, tmp_path: Path) -> None:
