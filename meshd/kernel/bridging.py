@@ -63,6 +63,25 @@ class Bridging:
         forwards, accept_ra = forwarding.device_settings(self._netlink).get(index, (0, 0))
         return accept_ra == 2 or (accept_ra == 1 and not forwards)
 
+    def brief(self, name: str) -> Card:
+        """Read a device without asking for all others: what the rest of ``card`` tells is left out. Raises
+        KernelError."""
+        seen = self._seen(linkdump.get_request(name))
+        if seen is None:
+            return Card(name, missing=True)
+        master = self._seen(linkdump.get_numbered(seen.master)) if seen.master else None
+        return Card(
+            name=name,
+            index=seen.ifindex,
+            kind=seen.kind,
+            alias=seen.alias,
+            up=seen.up,
+            master=master.name if master else "",
+            master_kind=master.kind if master else "",
+            mtu=seen.mtu,
+            mac=seen.mac,
+        )
+
     def belongings(self, index: int) -> Belongings:
         """Read what the host has on a device. Raises KernelError."""
         things = carried.read(self._netlink, index)
@@ -111,9 +130,13 @@ class Bridging:
         )
 
     def _device(self, name: str) -> Device | None:
-        (answer,) = self._netlink.get([linkdump.get_request(name)])
+        seen = self._seen(linkdump.get_request(name))
+        return None if seen is None else Device(seen.ifindex, name)
+
+    def _seen(self, request: bytes) -> linkdump.Seen | None:
+        (answer,) = self._netlink.get([request])
         if isinstance(answer, KernelError):
             if answer.errno == errno.ENODEV:
                 return None
             raise answer
-        return Device(linkdump.parse(answer, 0, len(answer)).ifindex, name)
+        return linkdump.parse(answer, 0, len(answer))

@@ -85,6 +85,11 @@ def get_request(name: str) -> bytes:
     return frames.request(RTM_GETLINK, 0, body)
 
 
+def get_numbered(index: int) -> bytes:
+    """Pack the request for one device by ifindex."""
+    return frames.request(RTM_GETLINK, 0, IFINFOMSG.pack(0, 0, index, 0, 0) + _NO_STATS)
+
+
 def parse(chunk: bytes, start: int, end: int) -> Seen:
     """Read one RTM_NEWLINK message, header included."""
     _, _, index, flags, _ = IFINFOMSG.unpack_from(chunk, start + frames.HEADER_BYTES)

@@ -15,7 +15,7 @@ from meshd.model import Bridge, BridgePort
 from meshd.plan.bridges import Card
 from meshd.plan.objects import Finding
 from meshd.shell import bridgeports
-from meshd.shell.bridges import boottime_ms, look, save
+from meshd.shell.bridges import boottime_ms, brief, save
 from meshd.shell.usecase import ClusterLike
 
 log = structlog.get_logger("meshd.bridges")
@@ -61,7 +61,7 @@ class Keeper:
             port = next((port for port in bridge.ports if port.name == name), None) if bridge else None
             if bridge is None or port is None:
                 return
-            card, device = await look(cluster, name), await look(cluster, bridge.name)
+            card, device = await brief(cluster, name), await brief(cluster, bridge.name)
             out = card.master != bridge.name
             if port.deadline_ms and not card.missing and (out or device.missing):
                 cluster.background(bridgeports.revert, cluster, bridge_id, port, "it is no port any more")
@@ -131,7 +131,7 @@ async def findings(cluster: ClusterLike) -> list[Finding]:
     found = []
     for bridge in [*cluster.bridges.values()]:
         for port in bridge.ports:
-            why = wrong(bridge, await look(cluster, port.name))
+            why = wrong(bridge, await brief(cluster, port.name))
             if why:
                 found.append(Finding("port", f"dev {port.name} master {bridge.name}", why))
     return found

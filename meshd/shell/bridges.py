@@ -50,6 +50,11 @@ async def look(cluster: ClusterLike, name: str) -> Card:
     return await cluster.reconciler.in_kernel_thread(cluster.kernel.bridging.card, name)
 
 
+async def brief(cluster: ClusterLike, name: str) -> Card:
+    """Read a device alone, which costs the same among thousands. Raises KernelError."""
+    return await cluster.reconciler.in_kernel_thread(cluster.kernel.bridging.brief, name)
+
+
 async def create(cluster: ClusterLike, request: BridgeRequest) -> Found:
     """Make a bridge. Raises BadRequest, Conflict, Unavailable, KernelError: nothing was changed then."""
     rules.check_name(request.name)

@@ -87,6 +87,10 @@ class BridgingLike(Protocol):
         """Read a device. Raises KernelError."""
         ...
 
+    def brief(self, name: str) -> Card:
+        """Read a device alone: nothing of what is on it or a port of it. Raises KernelError."""
+        ...
+
     def belongings(self, index: int) -> Belongings:
         """Read what the host has on a device. Raises KernelError."""
         ...

@@ -23,9 +23,9 @@ ALL_THERE_IS = """
     addr add 192.0.2.1/24 dev eth0
     addr add 192.0.2.7/24 dev eth0 label eth0:web
     addr add 198.51.100.9/32 dev eth0 scope link
-    addr add 203.0.113.4/28 brd + dev eth0 valid_lft 4000 preferred_lft 3000
+    addr add 203.0.113.4/28 brd + dev eth0 valid_lft 4500 preferred_lft 3500
     addr add 2001:db8::1/64 dev eth0 nodad
-    addr add 2001:db8:0:1::9/64 dev eth0 nodad valid_lft 4000 preferred_lft 3000
+    addr add 2001:db8:0:1::9/64 dev eth0 nodad valid_lft 4500 preferred_lft 3500
     addr add 2001:db8:0:2::2/64 dev eth0 nodad noprefixroute
     addr add 10.9.0.1/24 dev eth1
     addr add 2001:db8:9::1/64 dev eth1 nodad
@@ -243,6 +243,8 @@ def test_a_card_says_what_it_is(host):
     assert (eth0.master, eth0.master_kind, eth0.up, eth0.ethernet) == ("br0", "bridge", True, True)
     assert (eth1.above, eth1.master) == (("mv0",), "")
     assert (br0.ports, br0.kind, names.is_lan_bridge(br0.alias)) == (("eth0",), "bridge", True)
+    assert (host.bridging.brief("eth0").master, host.bridging.brief("br0").master) == ("br0", "")
+    assert (host.bridging.brief("eth0").index, host.bridging.brief("nosuch").missing) == (eth0.index, True)
     assert (lo.loopback, lo.ethernet, host.bridging.card("nosuch").missing) == (True, False, True)
     host.ns.run("sysctl", "-qw", "net.ipv6.conf.br0.forwarding=1")
     assert not host.bridging.card("br0").accept_ra

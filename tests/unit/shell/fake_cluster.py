@@ -58,6 +58,8 @@ class FakeBridging:
     def card(self, name):
         return self.cards.get(name, Card(name, missing=True))
 
+    brief = card
+
     def belongings(self, index):
         return self.on.get(index, Belongings())
 
