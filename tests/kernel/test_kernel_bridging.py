@@ -54,6 +54,8 @@ class BridgeHost:
 
     def __init__(self, make_netns):
         self.ns, self.far = make_netns(), make_netns()
+        # else a flag ends while we compare
+        self.ns.run("sysctl", "-qw", "net.ipv6.conf.default.accept_dad=0")
         for card in ("eth0", "eth1"):
             self.ns.run(
                 "ip", "link", "add", card, "type", "veth", "peer", "name", card, "netns", self.far.name
@@ -257,7 +259,7 @@ def test_what_is_on_the_operators_bridge_is_neither_ours_nor_foreign(host):
     found = host.kernel.dump(MARK)
     assert (found.foreign, found.ours.addrs, found.ours.neigh, found.ours.fdb) == ([], set(), {}, {})
     assert set(found.ours.links) == {"br0"}
-    assert "192.0.2.0/24" in host.kernel.underlay("192.0.2.1").routes
+    assert "192.0.2.0/24" in host.kernel.underlay("192.0.2.1", MARK).routes
 
 
 def test_a_device_of_another_name_is_named_by_labels_that_fit():
