@@ -251,7 +251,7 @@ GC_THRESHOLDS = (
 #                                   these before all are looked at (50 ms at 100,000 endpoints, whose keys and versions
 #                                   are looked at, the records not: model.py)
 SWITCH_INTERVAL_S = (
-    0.0005  # for how long a worker thread keeps the loop waiting each time that this has let go of
+    0.001  # for how long a worker thread keeps the loop waiting each time that this has let go of
 )
 #                             the interpreter, which every system call does; Python's 5 ms add up to 50 and more
 BRIDGE_PORTS_MAX = (

@@ -156,7 +156,15 @@ def device(op: Op) -> str:
 
 def carry_out(kernel: Kernel, op: Op) -> None:
     """Do to ``kernel`` what the op does to the real one."""
-    match op:
+    match op:  # rows first: there may be 300,000
+        case PutFdb():
+            kernel.fdb[op.key] = op.target
+        case DelFdb():
+            kernel.fdb.pop(op.key, None)
+        case PutNeigh():
+            kernel.neigh[op.key] = op.mac
+        case DelNeigh():
+            kernel.neigh.pop(op.key, None)
         case PutLink():
             kernel.links[op.link.name] = op.link
         case RenameLink():
@@ -178,14 +186,6 @@ def carry_out(kernel: Kernel, op: Op) -> None:
             kernel.nexthops[op.nexthop.id] = op.nexthop
         case DelNexthop():
             kernel.nexthops.pop(op.id, None)
-        case PutFdb():
-            kernel.fdb[op.key] = op.target
-        case DelFdb():
-            kernel.fdb.pop(op.key, None)
-        case PutNeigh():
-            kernel.neigh[op.key] = op.mac
-        case DelNeigh():
-            kernel.neigh.pop(op.key, None)
         case SetFirewall():
             kernel.firewall, kernel.elements = op.text, dict(op.elements)
         case PutElement():

@@ -198,7 +198,7 @@ class Shadow:
         """Take in what became of ops, in their order."""
         failures, gone = dict(refused), set[str]()
         for op in todo:
-            error = failures.get(op)
+            error = failures.get(op) if failures else None
             if error is None and isinstance(op, DelLink):
                 gone.add(op.name)
             elif error is None:

@@ -260,8 +260,21 @@ class Unix(http.client.HTTPConnection):
         return answer
 
 
+IDLE = """
+import select, sys, time
+late = []
+while not select.select([sys.stdin], [], [], 0)[0]:
+    begun = time.perf_counter()
+    time.sleep(0.002)
+    late.append(1000 * (time.perf_counter() - begun) - 2)
+late.sort()
+print(f"idle process: p99 {late[int(0.99 * len(late))]:.1f} max {late[-1]:.1f}")
+"""
+"""How late a process that does nothing else wakes: what the machine's other work costs anybody."""
+
+
 class Lag(threading.Thread):
-    """Asks a daemon for its status all the time and keeps how long each answer took, in ms."""
+    """Asks a daemon for its status all the time and keeps how long each answer took, in ms; beside it an idle process."""
 
     def __init__(self, path: Path) -> None:
         super().__init__(daemon=True)
@@ -273,6 +286,9 @@ class Lag(threading.Thread):
     def run(self) -> None:
         """Ask until told to stop; while there is no daemon, try again."""
         connection: Unix | None = None
+        self._idle = subprocess.Popen(
+            [sys.executable, "-c", IDLE], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
         while not self._done:
             begun = time.perf_counter()
             try:
@@ -293,7 +309,7 @@ class Lag(threading.Thread):
         above = sum(1 for value in values if value > 50)
         print(
             f"  {what:<44} median {statistics.median(values):6.1f}  p99 {p99:6.1f}  max {values[-1]:6.1f} ms,"
-            f" {above} of {len(values)} above 50 ms",
+            f" {above} of {len(values)} above 50 ms; {self._idle.communicate()[0].strip()}",
             flush=True,
         )
 
@@ -345,6 +361,7 @@ def daemons(count: int) -> None:
         print(
             f"  {'learner: resident':<44} {1000 * grown / count:8.2f} MB a 1,000 endpoints ({base + grown:.0f} MB)"
         )
+        attaches(learner, {"big": f"among {count:,} endpoints", "bridge": "on a network without others"})
         idle(learner, "learner")
         learner.kill()
         for link in json.loads(learner.run("ip", "-j", "link", "show").stdout):
@@ -398,6 +415,26 @@ def arrival(count: int) -> None:
 
 
 ARRIVALS = 3
+
+
+def attaches(host: Host, networks_: dict[str, str]) -> None:
+    """Print how long one more local endpoint takes on each network, in turn, and what it costs the daemon."""
+    api, boot_id = Unix(host.socket), Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    took: dict[tuple[str, str], list[float]] = {}
+    for number in range(ATTACHES):
+        for name in networks_:
+            netns = {"cookie": 3_000_000 + number, "boot_id": boot_id, "path": f"bench-{name}-{number}"}
+            begun = time.perf_counter()
+            made = api.call("POST", "/v1/endpoints", {"network": name, "ifname": "eth0", "netns": netns})
+            done = time.perf_counter()
+            api.call("DELETE", f"/v1/endpoints/{made['id']}")
+            took.setdefault((name, "attach"), []).append(1000 * (done - begun))
+            took.setdefault((name, "detach"), []).append(1000 * (time.perf_counter() - done))
+    for (name, what), values in took.items():
+        print(f"  {what + ' ' + networks_[name]:<44} median {statistics.median(values):6.1f} ms", flush=True)
+
+
+ATTACHES = 20
 
 
 def wait_ready(host: Host) -> None:
