@@ -105,8 +105,8 @@ def foreign(host: Host) -> str:
 def test_each_has_its_own_and_sees_the_others_as_foreign(clusters: list[Cluster]) -> None:
     for mine, theirs in (clusters, reversed(clusters)):
         no_ping_is_lost([(mine.ends[0], mine.ends[1]), (mine.ends[1], mine.ends[0])])
-        stranger = Ping(mine.ends[0].ns, theirs.ends[1].v4, count=2).result()
-        assert stranger.lost == stranger.sent == 2
+        stranger = Ping(mine.ends[0].ns, theirs.ends[1].v4, count=1).result()
+        assert stranger.lost == stranger.sent == 1
         for host, end in zip(mine.hosts, theirs.ends, strict=True):
             assert [m["name"] for m in sorted(host.json("members"), key=lambda m: m["name"])] == [
                 h.name for h in mine.hosts
