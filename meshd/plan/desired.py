@@ -37,6 +37,7 @@ from meshd.plan.objects import (
 )
 from meshd.plan.part import Part, add_local, add_remotes, remove_remote
 from meshd.plan.view import View
+from meshd.state import vips
 from meshd.state.lan import mode_of
 
 BRIDGED_DRIVERS = ("overlay", "bridge")
@@ -51,6 +52,10 @@ comes in either: a frame from a MAC that no record places on another host, a loc
 VXLAN_PORT_FOR_ALL = Port(learning=False, flood=False, neigh_suppress=True, locked=True)
 """The same where broadcast and multicast frames are to go to all: still nothing unknown, still no ARP for whom the
 rows know."""
+
+VXLAN_PORT_WITH_VIPS = Port(learning=False, flood=False, neigh_suppress=False, locked=True)
+"""The same where endpoints pass addresses on to each other: the kernel keeps gratuitous ARP from a port that suppresses
+(br_do_proxy_suppress_arp), and it is what every container's neighbour table has to see."""
 
 LINK_LOCAL_PREFIX = 64
 """Bits (RFC 4291) of the address that a device of ours has where packets are forwarded to it over IPv6: without one the
@@ -293,10 +298,16 @@ def devices(
             mtu,
             mac=names.vtep_mac(network_id, view.me),
             master=bridge,
-            port=VXLAN_PORT_FOR_ALL if network.broadcast else VXLAN_PORT,
+            port=_tunnel_port(network),
             vxlan=Vxlan(network.vni, view.hosts[view.me].vtep, view.vxlan_port),
         )
     return kernel
+
+
+def _tunnel_port(network: Network) -> Port:
+    if vips.packed(network):
+        return VXLAN_PORT_WITH_VIPS
+    return VXLAN_PORT_FOR_ALL if network.broadcast else VXLAN_PORT
 
 
 def host_end(view: View, id_: EndpointId, endpoint: Endpoint, network: Network) -> Kernel:
@@ -327,7 +338,7 @@ def host_end(view: View, id_: EndpointId, endpoint: Endpoint, network: Network) 
     kernel.elements.update(
         firewall.own_port_elements(attachment.host_if)
         if is_host
-        else firewall.port_elements(attachment.host_if, endpoint)
+        else firewall.port_elements(attachment.host_if, endpoint, vips.packed(network))
     )
     if endpoint.published:
         kernel.elements.update(firewall.published_elements(endpoint))

@@ -214,15 +214,16 @@ def isolates_ports(network: Network) -> bool:
     return network.driver == "bridge" and network.options.get("isolate-ports") == "yes"
 
 
-def port_elements(host_if: str, endpoint: Endpoint) -> Elements:
-    """Return what says who may send by a local endpoint's port: its MAC, its addresses, its link-local address."""
+def port_elements(host_if: str, endpoint: Endpoint, also: Sequence[bytes] = ()) -> Elements:
+    """Return what says who may send by a local endpoint's port: its MAC, its addresses, its link-local address; and
+    ``also``, the network's virtual addresses, which are anybody's on it."""
     name, mac = host_if.encode(), endpoint.mac
     found = {element("ports", name): b"", element("macs", name, mac): b""}
-    for ip in endpoint.ips:
+    for ip in (*endpoint.ips, *also):
         if len(ip) == 4:
             found[element("ips4", name, mac, ip)] = b""
     if any(len(ip) == 16 for ip in endpoint.ips):
-        for ip in (*endpoint.ips, link_local(mac)):
+        for ip in (*endpoint.ips, *also, link_local(mac)):
             if len(ip) == 16:
                 found[element("ips6", name, mac, ip)] = b""
                 found[element("targets6", name, ip)] = b""

@@ -16,6 +16,7 @@ import msgspec
 from meshd.config import V6_INDEX_BITS
 from meshd.errors import BadRequest
 from meshd.model import Item, Network, Subnet
+from meshd.state.vips import vips_of
 
 Prefix = ipaddress.IPv4Network | ipaddress.IPv6Network
 Ip = ipaddress.IPv4Address | ipaddress.IPv6Address
@@ -286,6 +287,9 @@ def _reservations(
         why.setdefault(start + size - 1, "the broadcast address")
     told = [(subnet.gateway, "the gateway") for subnet in network.subnets]
     told += [(ip, EXCLUDED) for ip in network.exclude]
+    told += [
+        (str(ip), "a virtual address, which endpoints take by themselves") for ip in vips_of(network.options)
+    ]
     for text, reason in told:
         address = parse_address(text, f"network {network.name}: ")
         for subnet in subnets:

@@ -17,6 +17,7 @@ from meshd.config import (
 )
 from meshd.errors import BadRequest, Conflict
 from meshd.model import HostFacts, HostId, Item, Kind, Network, NetworkId
+from meshd.state import vips
 from meshd.state.encap import plan_mtu, plan_vni
 from meshd.state.lan import LAN_DRIVERS, MODES, SHIM_MODES, article, plan_options
 from meshd.state.layout import QUOTED_MAX_CHARS, Prefix
@@ -37,7 +38,7 @@ KIND_OF_DRIVER = {
 
 
 class Option(NamedTuple):
-    """What ``--opt KEY=`` may be, and for which drivers; none named: for all."""
+    """What ``--opt KEY=`` may be (nothing named: anything), and for which drivers; none named: for all."""
 
     values: tuple[str, ...]
     drivers: tuple[str, ...] = ()
@@ -47,8 +48,9 @@ OPTIONS = {
     "default-route": Option(("yes", "no")),
     "check-subnet": Option(("yes", "no"), LAN_DRIVERS),
     "isolate-ports": Option(("yes", "no"), ("bridge",)),
+    vips.OPTION: Option((), vips.DRIVERS),
 }
-"""``default-route``: whether an endpoint gets one by way of this network. ``check-subnet``: whether a parent that
+"""``vip``: state/vips.py, which reads its value. ``default-route``: whether an endpoint gets one by way of this network. ``check-subnet``: whether a parent that
 has addresses must have one in the network's subnet. ``isolate-ports``: whether its endpoints are kept from each other."""
 
 WHY_NOT_ASKED = {
@@ -137,7 +139,7 @@ def plan_network(
         options=options,
         labels=request.labels,
         host_access=request.host_access,
-        broadcast=request.broadcast,
+        broadcast=request.broadcast or (request.driver == "overlay" and vips.OPTION in options),
     )
     wanted = Wanted(request.subnets, request.gateways, request.ip_range, request.exclude)
     return lay_out(network_id, network, prefixes, wanted)
@@ -252,7 +254,7 @@ def _check_options(options: Mapping[str, str], driver: str) -> None:
     for key, value in options.items():
         known = OPTIONS.get(key)
         if known is not None and (not known.drivers or driver in known.drivers):
-            if value not in known.values:
+            if known.values and value not in known.values:
                 raise BadRequest(
                     f"option {key} cannot be {value[:QUOTED_MAX_CHARS]!r}", f"{' or '.join(known.values)}"
                 )

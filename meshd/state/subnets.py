@@ -4,13 +4,14 @@ the rest. Knows prefixes and what is taken in words; must not know where request
 
 import ipaddress
 import itertools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import msgspec
 
 from meshd.config import EXCLUDE_MAX, POOL_MAX_BITS, SUBNETS_MAX
 from meshd.errors import BadRequest, Conflict
 from meshd.model import Network, Subnet
+from meshd.state import vips
 from meshd.state.layout import QUOTED_MAX_CHARS, Ip, Layout, Placed, Prefix, parse_address, room
 from meshd.state.pools import Taken, overlaps
 
@@ -112,6 +113,7 @@ def lay_out(network_id: bytes, network: Network, prefixes: Sequence[Prefix], wan
         ip_range=_ranges(prefixes, wanted.ip_range),
         exclude=tuple(str(address) for address in excluded),
     )
+    _check_vips(planned, gateways)
     layout = Layout.build(network_id, planned)
     if not any(space.usable(*space.auto) for space in layout.spaces):
         raise BadRequest(
@@ -119,6 +121,24 @@ def lay_out(network_id: bytes, network: Network, prefixes: Sequence[Prefix], wan
             "exclude less or use a larger range",
         )
     return planned
+
+
+def _check_vips(network: Network, gateways: Mapping[Prefix, Ip]) -> None:
+    """Refuse virtual addresses that no endpoint could take. Raises BadRequest."""
+    text = network.options.get(vips.OPTION)
+    for ip in vips.parse(text) if text is not None else ():
+        address, prefix = _address(str(ip), list(gateways), "virtual address")
+        if address == gateways[prefix]:
+            raise BadRequest(
+                f"virtual address {address} is the gateway, which is every host's", "name another"
+            )
+        ends = {prefix.network_address: "own"}
+        if prefix.version == 4:
+            ends[prefix.broadcast_address] = "broadcast"
+        if address in ends:
+            raise BadRequest(
+                f"virtual address {address} is the {ends[address]} address of subnet {prefix}", "name another"
+            )
 
 
 def _place(prefixes: Sequence[Prefix]) -> list[Placed]:

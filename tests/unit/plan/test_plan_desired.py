@@ -345,3 +345,23 @@ def test_who_keeps_an_address_that_several_claim_does_not_depend_on_the_order_of
             expected.omitted,
             expected.disputed,
         )
+
+
+def test_a_network_with_virtual_addresses_lets_every_port_claim_them_and_its_tunnel_carry_the_claims():
+    world = blue_on_two_hosts()
+    plain = desired_network(world.view(), BLUE)
+    options = {"vip": "10.1.0.240,fd00::f0"}
+    world.networks[BLUE] = msgspec.structs.replace(world.networks[BLUE], options=options, broadcast=True)
+    kernel = desired_network(world.view(), BLUE)
+    port = ("mh" + id_of("web").hex()[:8]).encode()
+    more = {
+        element("ips4", port, names.endpoint_mac(id_of("web")), ip4("10.1.0.240"))
+    }  # web has no v6 address, so it has no business with a v6 one
+    assert set(kernel.elements) - set(plain.elements) == more
+    tunnel = kernel.links["mv11111111"].port
+    assert (tunnel.neigh_suppress, tunnel.bcast_flood, tunnel.flood, tunnel.locked) == (
+        False,
+        True,
+        False,
+        True,
+    )
