@@ -139,7 +139,19 @@ def test_the_makefile_helps() -> None:
     }
 
 
-@pytest.mark.parametrize("document", ["README.md", "CONTRIBUTING.md"])
+DOCUMENTS = sorted(str(path.relative_to(ROOT)) for path in (*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")))
+
+
+@pytest.mark.parametrize("document", DOCUMENTS)
+def test_every_file_that_a_document_links_to_exists(document: str) -> None:
+    here = (ROOT / document).parent
+    links = re.findall(r"\]\(([^)#:]+)\)", (ROOT / document).read_text())
+    assert [link for link in links if not (here / link).exists()] == []
+
+
+@pytest.mark.parametrize(
+    "document", [one for one in DOCUMENTS if one not in ("ARCHITECTURE.md", "CHANGELOG.md")]
+)
 def test_every_command_that_a_document_names_exists(document: str) -> None:
     text = (ROOT / document).read_text()
     named = set(re.findall(r"meshctl(?: -o json)? ([a-z]+)", text))
