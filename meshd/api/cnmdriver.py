@@ -108,7 +108,11 @@ async def create_endpoint(cluster: ClusterLike, ask: cnm.CreateEndpoint) -> cnm.
     network = await docker.ensure(cluster, ask.NetworkID)
     given = ask.Interface or cnm.Addresses()
     ips = tuple(_bare(ip) for ip in (given.Address, given.AddressIPv6) if ip)
+    name: str | None
     name, aliases = _names(ask)
+    there = docker.endpoint_of(cluster, ask.NetworkID, ask.EndpointID)
+    if there is not None and there in cluster.endpoints:  # asked again, and perhaps named otherwise meanwhile
+        name, aliases = None, ()
     said = AttachRequest(
         network=networks.shown(cluster)[network.id],
         netns=Netns(UNKNOWN_NETNS, cluster.boot_id),

@@ -16,7 +16,9 @@ from meshd.daemon import _never_moved
 from meshd.errors import KernelError
 from meshd.kernel.sockets import Listener
 from meshd.model import Kind, text_ip
-from meshd.shell import held, networks
+from meshd.plan.elements import element
+from meshd.plan.ops import PutElement
+from meshd.shell import amend, held, networks
 from meshd.shell.docker import keep_all_aux
 from meshd.state.networks import NetworkRequest
 from tests.unit.shell.fake_cluster import World, free_counts
@@ -479,6 +481,21 @@ async def test_a_container_from_run_to_stop():
     assert engine.cluster.desk.held == {}
 
 
+async def test_an_endpoint_that_was_renamed_meanwhile_is_the_same_when_docker_asks_again():
+    engine = await site()
+    await engine.run()
+    (id_,) = engine.cluster.endpoints
+    assert await amend.rename(engine.cluster, id_, "web", ("www",))
+    body = {
+        "NetworkID": NET,
+        "EndpointID": EP,
+        "Interface": {"Address": engine.given["Address"]},
+        "Options": {},
+    }
+    await engine.well("NetworkDriver.CreateEndpoint", body)
+    assert [name for name, _ in engine.endpoints()] == ["web"]
+
+
 async def test_a_restarted_container_with_a_fixed_address_keeps_its_mac():
     engine = await site()
     first = await engine.run(EP, ip="10.1.0.77")
@@ -798,6 +815,18 @@ async def test_a_port_that_cannot_be_published_is_told_and_the_endpoint_goes_wit
     assert words in (await engine.run(EP, ports=[port]))["Err"]
     await engine.stop(EP)
     assert [name for name, _ in engine.endpoints()] == [EP3[:12]]
+
+
+async def test_ports_that_the_firewall_refuses_are_not_published():
+    engine = await site()
+    await engine.run()
+    full = KernelError("set", errno=28, words="no room")
+    engine.cluster.reconciler.refused = {PutElement(element("everywhere4", b"\x06", b"\x1f\x90"), b""): full}
+    port = {"Proto": 6, "Port": 80, "HostPort": 8080}
+    body = {"NetworkID": NET, "EndpointID": EP, "Options": {"com.docker.network.portmap": [port]}}
+    assert "no room" in await engine.refused("NetworkDriver.ProgramExternalConnectivity", body)
+    (endpoint,) = engine.cluster.endpoints.values()
+    assert endpoint.published == ()
 
 
 async def test_an_internal_network_publishes_nothing():
