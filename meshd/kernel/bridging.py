@@ -13,6 +13,7 @@ from meshd.plan.bridges import Belongings, Card, Move
 
 ARPHRD_ETHER = 1
 IFF_LOWER_UP = 0x10000
+IFLA_TXQLEN = 13
 ON_TOP = ("macvlan", "macvtap", "ipvlan", "ipvtap")
 
 _IFINFOMSG = struct.Struct("=BxHiII")
@@ -104,8 +105,7 @@ class Bridging:
         lost = carried.aged(carried.unpack(move.carried), move.elapsed_s) if move.restore else []
         source = Device(move.index, move.card)
         lost = [carried.of(thing, source, card) for thing in lost]
-        idle = not self.card(move.bridge).carrier
-        portmove.join(self._netlink, card, bridge, move.mac, lost, idle=idle)
+        portmove.join(self._netlink, card, bridge, move.mac, lost, queue=self._queue(move.bridge))
 
     def leave(self, move: Move) -> list[KernelError]:
         """Take a card out again with what is its on the bridge; with ``move.restore`` also what it had when it joined
@@ -128,6 +128,14 @@ class Bridging:
         return portmove.leave(
             self._netlink, card, bridge, move.mac, moving, lost, Device(move.index, move.card)
         )
+
+    def _queue(self, name: str) -> int:
+        """Return a device's txqueuelen, in packets."""
+        (answer,) = self._netlink.get([linkdump.get_request(name)])
+        if isinstance(answer, KernelError):
+            raise answer
+        said = frames.attributes(answer, frames.HEADER_BYTES + _IFINFOMSG.size, len(answer))
+        return linkdump.number(said.get(IFLA_TXQLEN))
 
     def _device(self, name: str) -> Device | None:
         seen = self._seen(linkdump.get_request(name))

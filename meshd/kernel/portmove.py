@@ -7,9 +7,8 @@ this process leaves all of it done or none. Addresses do not move by themselves 
 the bridge takes every frame, and what IPv6 hears for an address of the port it does not answer.
 
 Two things of the kernel cost packets unless they are seen to. A bridge that gets its first carrier sends nothing
-until a work queue has run, its first ARP request is lost and comes again after a second: so an idle one goes down for
-the moment and comes up with its port, which starts it at once (dev_open, dev_activate); and the neighbours known are
-told to it. The local route of a v6 address is also made by a work queue (addrconf_dad_work): so v6 addresses leave
+until a work queue has run, its first ARP request is lost and comes again after a second: so its queue is set anew,
+which starts it at once (dev_qdisc_change_tx_queue_len, dev_activate); and the neighbours known are told to it. The local route of a v6 address is also made by a work queue (addrconf_dad_work): so v6 addresses leave
 the source in a second batch, once those of the target work.
 """
 
@@ -45,10 +44,10 @@ def join(
     mac: bytes,
     lost: Sequence[Thing] = (),
     *,
-    idle: bool = False,
+    queue: int,
 ) -> list[Thing]:
-    """Make a card a port of a bridge that gets ``mac``, and move what is on it; return what that was. ``idle``: the
-    bridge has no carrier yet. ``lost``: what a bridge that somebody deleted has taken along, and is to be there again.
+    """Make a card a port of a bridge that gets ``mac``, and move what is on it; return what that was. ``queue``: the
+    bridge's txqueuelen. ``lost``: what a bridge that somebody deleted has taken along, and is to be there again.
 
     Raises KernelError with everything back where it was, or else saying what is not.
     """
@@ -58,14 +57,9 @@ def join(
     again = [thing for thing in lost if carried.key(thing) not in there]
     later = [thing for thing in before if carried.is_v6_address(thing)]
     steps = [
-        _link(
-            bridge,
-            f"MAC of {bridge.name}",
-            [("IFLA_ADDRESS", mac.hex(":"))],
-            up=False if idle and not on_bridge else None,
-        ),
+        _link(bridge, f"MAC of {bridge.name}", [("IFLA_ADDRESS", mac.hex(":"))], up=True),
         _link(card, f"{card.name} as a port of {bridge.name}", [("IFLA_MASTER", bridge.number)]),
-        _link(bridge, f"{bridge.name} up", [], up=True),
+        *_start(bridge, queue),
         *_puts([*before, *again], card, bridge),
         *_drops([thing for thing in before if thing not in later], card),
     ]
@@ -118,6 +112,12 @@ def leave(
     return refused + _carry_out(link, [*_drops(later, bridge), away, new_mac])
 
 
+def _start(bridge: Device, queue: int) -> list[_Step]:
+    """Have a bridge send from now on; its queue is as long as before."""
+    lengths = (queue + 1, queue)
+    return [_link(bridge, f"{bridge.name}'s queue", [("IFLA_TXQLEN", length)]) for length in lengths]
+
+
 def _warm(link: netlink.Netlink, source: Device, target: Device, used: int) -> list[_Step]:
     """Tell ``target`` the neighbours that are known on ``source``, as far as the batch has room."""
     known = carried.neighbours(link, source.number)[: max(0, NETLINK_BATCH - used)]
@@ -142,7 +142,7 @@ def fits(things: Iterable[Thing]) -> bool:
     return count + _LINK_STEPS <= NETLINK_BATCH and size + _LINK_STEPS_BYTES <= NETLINK_BATCH_BYTES
 
 
-_LINK_STEPS, _LINK_STEPS_BYTES = 3, 1024
+_LINK_STEPS, _LINK_STEPS_BYTES = 4, 1024
 
 
 def _link(device: Device, what: str, attrs: list[tuple[str, object]], up: bool | None = None) -> _Step:

@@ -1,9 +1,12 @@
 """A network card becomes a port of an operator's bridge and leaves it again, with all that the host has on it. What is
 there before and after is read by iproute2."""
 
+import concurrent.futures
 import errno
 import json
 import re
+import socket
+import threading
 
 import pytest
 
@@ -139,6 +142,25 @@ def test_all_that_is_on_a_card_moves_to_the_bridge_and_back(host):
     assert host.on("eth0", link_local=True) == before
     assert host.on("br0") == []
     assert host.on("eth1") == others
+
+
+def test_the_bridge_sends_from_the_first_packet_on_and_its_queue_is_as_before(host):
+    host.give("addr add 192.0.2.1/24 dev eth0\nlink set br0 txqueuelen 500\n")
+    host.give("neigh add 192.0.2.40 lladdr 02:00:00:00:00:40 dev eth0 nud permanent\n")
+    sending = host.ns.call(socket.socket, socket.AF_INET, socket.SOCK_DGRAM)
+    joined = threading.Event()
+
+    def send():
+        while not joined.is_set():
+            sending.sendto(b"all the time", ("192.0.2.40", 9))
+
+    with sending, concurrent.futures.ThreadPoolExecutor(1) as beside:
+        sent = beside.submit(send)
+        host.joins()
+        joined.set()
+        sent.result()
+    (link,) = host.ns.json("ip", "-j", "-s", "link", "show", "dev", "br0")
+    assert (link["stats64"]["tx"]["dropped"], link["txqlen"]) == (0, 500)
 
 
 def test_what_the_bridge_had_before_stays_there(host):
