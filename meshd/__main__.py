@@ -1,5 +1,5 @@
 """meshd: the daemon's command line. Exit codes: 0 stopped as asked, 1 failed, 2 the configuration is wrong, 10 this
-host left the cluster (systemd does not start it again then)."""
+host left the cluster, or was forgotten (systemd does not start it again then)."""
 
 import argparse
 import sys
@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from meshd import __version__, config
-from meshd.errors import ConfigError, MeshdError
+from meshd.errors import ConfigError, Expelled, MeshdError
 from meshd.shell import disk
 
 DEFAULT_CONFIG = "/etc/meshd/meshd.toml"
@@ -40,6 +40,8 @@ def main(argv: list[str] | None = None) -> int:
             return EXIT_LEFT
     except ConfigError as error:
         return _say(error, 2)
+    except Expelled as error:
+        return _say(error, EXIT_LEFT)
     except MeshdError as error:
         return _say(error, 1)
     return 0

@@ -228,6 +228,13 @@ BRIDGE_STOP_S = 5.0  # a stopping daemon tries that long to undo what is unconfi
 BRIDGE_KEEP_REST_S = 0.2  # between two looks at the ports: containers' devices come and go by the hundred
 BRIDGE_KEEP_BACKOFF_S = 1.0  # a port that has to be put right again rests for this, doubling
 BRIDGE_KEEP_BACKOFF_MAX_S = 60.0  # a program that fights over it costs one move a minute
+LEAVE_CONFIRM_S = (
+    5.0  # a leaving host waits so long for those who get its address blocks to say that they have them
+)
+LEAVE_ASK_S = 0.5  # and asks them again after this
+FORGOTTEN_LINGER_S = (
+    30.0  # a forgotten host that is back takes down what it had for so long at most, then ends
+)
 LEAVE_LINGER_S = 1.0  # a leaving daemon stays this long so that its good-bye spreads
 
 STATUS_S = 5.0  # how often the service manager's one line of status is written anew, where it changed

@@ -34,7 +34,7 @@ from meshd.config import (
     VANISHED_GRACE_S,
     Settings,
 )
-from meshd.errors import ConfigError, MeshdError, StateError, Unavailable
+from meshd.errors import ConfigError, Expelled, MeshdError, StateError, Unavailable
 from meshd.kernel.namespace import Namespace
 from meshd.kernel.neighlimits import NeighLimit
 from meshd.kernel.underlay import Underlay
@@ -43,6 +43,7 @@ from meshd.model import (
     HOST_NETNS,
     Address,
     EndpointId,
+    Forgotten,
     HostFacts,
     HostId,
     Item,
@@ -59,6 +60,7 @@ from meshd.shell import (
     disk,
     docker,
     dockernames,
+    farewell,
     held,
     hostaccess,
     identity,
@@ -114,6 +116,7 @@ async def _run(settings: Settings, source: Path) -> bool:
             entries = journal.load()
         stack.callback(journal.close)
         store = replay(entries, who.secret)
+        _check_not_forgotten(store, who.host, state_dir)
         mark = names.cluster_mark(cluster_id(who.secret))
         underlay = namespace.underlay(settings.gossip.bind, mark)
         address = Address(underlay.address, settings.gossip.port)
@@ -175,6 +178,16 @@ async def _run(settings: Settings, source: Path) -> bool:
         await _serve(cluster, writer, own, keeper, facts_now, run_dir, source, passed, watchdog)
         return cluster.left.is_set()
     raise AssertionError("unreachable: an error is raised, never swallowed")
+
+
+def _check_not_forgotten(store: Store, me: HostId, state_dir: Path) -> None:
+    """Raise Expelled where this host, as far as it knows, is no part of the cluster any more."""
+    item = store.get(Kind.FORGOTTEN, me)
+    if item is not None and isinstance(item.body, Forgotten):
+        raise Expelled(
+            f"{farewell.told(item.body)}; nothing was started",
+            f"to come again as a new host: move {state_dir} away, then start meshd",
+        )
 
 
 def use_cases(cluster: Cluster) -> None:
@@ -358,6 +371,8 @@ async def _keep_house(cluster: Cluster, cni: Cni, writer: DiskWriter) -> None:
                     )
                     await cluster.release(endpoint)
             await cluster.publish_facts(cluster.own_facts)  # where the disk refused that before
+            if cluster.forgotten and cluster.node.in_sync(now):
+                await farewell.take_over(cluster)
             await cluster.collect_tombstones()
             cluster.age_rows()
             if now - checked >= UNDERLAY_CHECK_S:

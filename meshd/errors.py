@@ -65,6 +65,12 @@ class ConfigError(MeshdError):
     code = "config"
 
 
+class Expelled(MeshdError):
+    """The cluster has forgotten this host. Nothing was started."""
+
+    code = "forgotten"
+
+
 class PeerError(MeshdError):
     """A peer sent something that cannot be right. The message is dropped and counted, never obeyed."""
 

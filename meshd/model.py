@@ -95,6 +95,7 @@ class Kind(enum.IntEnum):
     NETWORK = 3  # id: network id; tombstones are permanent
     ENDPOINT = 4  # id: endpoint id; version (endpoint incarnation, counter, writer)
     DEED = 5  # id: hash of the deed; immutable, never dead
+    FORGOTTEN = 6  # id: host id, under which no host comes back; never dead
     LOCAL_NETWORK = 32  # a `bridge` network: exists on this host only
     LOCAL_ENDPOINT = 33  # an endpoint on one
     ATTACHMENT = 34  # id: endpoint id; which namespace and link a local endpoint has
@@ -244,6 +245,15 @@ class Deed(msgspec.Struct, frozen=True, array_like=True, gc=False):
     opens: Annotated[tuple[Subnet, ...], msgspec.Meta(max_length=2)] = ()
 
 
+class Forgotten(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """A host that an operator said is off for good: the ``name`` it had, the host ``by`` which that was said, and when
+    (unix ms)."""
+
+    name: Name
+    by: Name
+    at_ms: U64 = 0
+
+
 class Attachment(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """Where a local endpoint is plugged in. Never leaves this host.
 
@@ -345,6 +355,7 @@ Body = (
     | Attachment
     | Bridge
     | Confirmed
+    | Forgotten
     | Opaque
     | DockerNetwork
     | None
@@ -356,6 +367,7 @@ LIVE_BODY: dict[int, type] = {
     Kind.NETWORK: Network,
     Kind.ENDPOINT: Endpoint,
     Kind.DEED: Deed,
+    Kind.FORGOTTEN: Forgotten,
     Kind.LOCAL_NETWORK: Network,
     Kind.LOCAL_ENDPOINT: Endpoint,
     Kind.ATTACHMENT: Attachment,

@@ -1,4 +1,4 @@
-"""The commands that ask one question and print the answer: status, members, leave, diff, events, metrics, version.
+"""The commands that ask one question and print the answer: status, members, diff, events, metrics, version.
 
 They decide how an answer reads for people and, for ``diff``, the exit status; JSON goes out as the daemon said it.
 """
@@ -17,7 +17,7 @@ from meshctl.output import Invocation
 from meshctl.table import escaped, moment, pairs, printable, table
 
 SHORT_ID = 8  # hex digits of an id that tables show
-NOTES = ("self", "degraded", "restarting", "draining")
+NOTES = ("self", "degraded", "restarting", "draining", "forgotten")
 FINDINGS = ("missing", "stale", "foreign")
 COUNTED = ("missing", "stale")
 """Findings that make ``diff`` fail; foreign objects are listed and do not count."""
@@ -95,20 +95,6 @@ def _status_lines(found: dict[str, Any]) -> list[str]:
 def _lag(loop: dict[str, Any]) -> str:
     last, worst = (_measure(loop.get(key), ".1f", "ms") or "-" for key in ("lag_ms", "lag_worst_ms"))
     return f"woke {last} late, at worst {worst} within a minute"
-
-
-@click.command()
-@click.pass_obj
-def leave(invocation: Invocation) -> None:
-    """Take this host out of the cluster: its endpoints go, and its daemon stops."""
-    _, answer = Client(invocation.socket).post("leave")
-    invocation.emit(
-        answer,
-        lambda: [
-            "this host has left the cluster and its daemon stops",
-            "where systemd starts it at boot: systemctl disable meshd",
-        ],
-    )
 
 
 @click.command()

@@ -1,4 +1,4 @@
-"""The commands about a host's membership and its daemon's life: reload, drain, undrain.
+"""The commands about a host's membership and its daemon's life: reload, drain, undrain, leave, forget.
 
 They decide how an answer reads for people; JSON goes out as the daemon said it.
 """
@@ -59,3 +59,42 @@ def undrain(invocation: Invocation) -> None:
     """Let this host take new endpoints again."""
     _, found = Client(invocation.socket).post("undrain")
     invocation.emit(found, lambda: ["this host takes new endpoints"])
+
+
+@click.command()
+@click.pass_obj
+def leave(invocation: Invocation) -> None:
+    """Take this host out of the cluster: its endpoints go, its addresses go to others, and its daemon stops."""
+    _, found = Client(invocation.socket).post("leave")
+    invocation.emit(found, lambda: _leave_lines(found))
+
+
+def _leave_lines(found: dict[str, Any]) -> list[str]:
+    lines = [f"handed on: {_handed(each)}" for each in found.get("handed_on") or []]
+    silent = found.get("unconfirmed") or []
+    if silent:
+        lines.append(f"not confirmed by {printable(silent)}: they learn of it from the others")
+    return [
+        *lines,
+        "this host has left the cluster and its daemon stops",
+        "where systemd starts it at boot: systemctl disable meshd",
+    ]
+
+
+def _handed(each: dict[str, Any]) -> str:
+    return f"{printable(each.get('network'))}: {printable(each.get('block'))} to {printable(each.get('to'))}"
+
+
+@click.command()
+@click.argument("host")
+@click.option("--fenced", is_flag=True, help="I have made sure that the host is off, and stays so.")
+@click.pass_obj
+def forget(invocation: Invocation, host: str, fenced: bool) -> None:
+    """Give up HOST (a name or an id), which is off for good.
+
+    Its endpoints go and its addresses go to others, who use them at once: a host that still ran would have the same
+    ones. It cannot come back as what it was; with an empty state_dir it joins as a new host.
+    """
+    _, found = Client(invocation.socket).post("forget", body={"host": host, "fenced": fenced})
+    blocks = [f"goes on: {_handed(each)}" for each in found.get("blocks") or []]
+    invocation.emit(found, lambda: [f"host {printable(found.get('name'))} is forgotten", *blocks])

@@ -21,7 +21,11 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "reload": ("meshctl.lifecycle:reload", "Have the daemon read its configuration anew."),
     "drain": ("meshctl.lifecycle:drain", "Let this host take no new endpoints."),
     "undrain": ("meshctl.lifecycle:undrain", "Let this host take new endpoints again."),
-    "leave": ("meshctl.cluster:leave", "Take this host out of the cluster."),
+    "leave": ("meshctl.lifecycle:leave", "Take this host out of the cluster."),
+    "forget": (
+        "meshctl.lifecycle:forget",
+        "Give up a host that is off for good: its addresses go to others.",
+    ),
     "network": ("meshctl.network:network", "Create, list, inspect and remove networks."),
     "attach": ("meshctl.attach:attach", "Give a network namespace an endpoint on a network."),
     "detach": ("meshctl.attach:detach", "Take an endpoint away again."),

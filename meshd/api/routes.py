@@ -19,7 +19,7 @@ from meshd.api.exchange import NDJSON, Request, Response
 from meshd.api.peers import Access
 from meshd.errors import BadRequest, Forbidden, MeshdError, NotFound
 from meshd.model import text_id
-from meshd.shell import attach, bridgekeep, bridgeports, bridges, netupdate, networks
+from meshd.shell import attach, bridgekeep, bridgeports, bridges, farewell, netupdate, networks
 from meshd.shell.events import Event, Subscription
 from meshd.shell.usecase import ClusterLike
 from meshd.state.networks import NetworkRequest
@@ -232,8 +232,12 @@ def _draining(draining: bool) -> Handler:
 async def _leave(call: Call) -> Response:
     if call.request.body:
         decode(call.request.body, shapes.EmptyShape)
-    await call.cluster.leave()
-    return _json(shapes.EmptyShape())
+    return _json(await call.cluster.leave())
+
+
+async def _forget(call: Call) -> Response:
+    member, blocks = await farewell.forget(call.cluster, decode(call.request.body, farewell.ForgetRequest))
+    return _json(shapes.ForgottenShape(text_id(member.id), member.facts.name, blocks))
 
 
 ROUTES: tuple[Route, ...] = (
@@ -276,6 +280,7 @@ ROUTES: tuple[Route, ...] = (
     Route("POST", "/v1/reload", _reload, needs_root=True, verb="reload"),
     Route("POST", "/v1/drain", _draining(True), needs_root=True, verb="drain"),
     Route("POST", "/v1/undrain", _draining(False), needs_root=True, verb="undrain"),
+    Route("POST", "/v1/forget", _forget, needs_root=True, verb="forget"),
     Route("POST", "/v1/leave", _leave, needs_root=True, verb="leave"),
 )
 

@@ -4,6 +4,8 @@ is looked up in api/views.py. Ids are lower-case hex, times in seconds or ``_ms`
 
 import msgspec
 
+from meshd.shell.usecase import Handed
+
 
 class MemberShape(msgspec.Struct, frozen=True):
     """One host as this one sees it. ``rtt_ms`` and ``last_seen_s`` (ago) are null before the first contact,
@@ -23,6 +25,7 @@ class MemberShape(msgspec.Struct, frozen=True):
     last_seen_s: float | None = msgspec.field()
     path_mtu: int | None = msgspec.field()
     draining: bool = msgspec.field()
+    forgotten: bool = msgspec.field()
 
 
 class NetworkShape(msgspec.Struct, frozen=True):
@@ -242,6 +245,14 @@ class RemovedShape(msgspec.Struct, frozen=True):
     """``removed`` False: it was gone already."""
 
     removed: bool
+
+
+class ForgottenShape(msgspec.Struct, frozen=True):
+    """The answer to forget: the host, and who gets its addresses."""
+
+    id: str
+    name: str
+    blocks: list[Handed]
 
 
 class DrainShape(msgspec.Struct, frozen=True):

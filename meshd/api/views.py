@@ -64,6 +64,7 @@ def member(cluster: ClusterLike, found: Member) -> MemberShape:
         version=found.facts.software,
         last_seen_s=seen,
         path_mtu=path.mtu if (path := cluster.paths.get(found.id)) is not None else None,
+        forgotten=found.id in cluster.forgotten,
         draining=(facts := cluster.hosts.get(found.id)) is not None and facts.draining,
     )
 

@@ -62,6 +62,7 @@ from meshd.model import (
     FIRST_LOCAL_KIND,
     Address,
     Deed,
+    Forgotten,
     HostFacts,
     HostId,
     Item,
@@ -78,6 +79,7 @@ from meshd.node.events import (
     BlockAnswered,
     BlockAsked,
     Changed,
+    DeedHeld,
     FetchWanted,
     HeldTold,
     HoldAsked,
@@ -406,6 +408,8 @@ class Node:
             case News():
                 for item in message.items:
                     self._take(item, sender, now)
+                    if isinstance(item.body, Deed) and item.body.donor == self.me:
+                        self._events.append(DeedHeld(sender, item.id))
             case Announce():
                 self._announced(sender, message, now)
             case Buckets():
@@ -510,7 +514,7 @@ class Node:
     def _mine(self, item: Item) -> bool:
         """Whether this host alone can have written an item: then its disk had it before any peer. What a newer host
         means by an id is not known here."""
-        if isinstance(item.body, Opaque):
+        if isinstance(item.body, Opaque | Forgotten):
             return False
         return self.me in (item.id, item.origin) or (
             isinstance(item.body, Deed) and item.body.donor == self.me

@@ -74,6 +74,13 @@ class PathChanged(msgspec.Struct, frozen=True):
     peer: HostId
 
 
+class DeedHeld(msgspec.Struct, frozen=True):
+    """A peer has sent us a deed of which we are the donor: it holds it."""
+
+    peer: HostId
+    deed: bytes
+
+
 class Alarm(msgspec.Struct, frozen=True):
     """Something an operator must see: ``kind`` is a stable word, ``text`` a sentence."""
 
@@ -83,6 +90,7 @@ class Alarm(msgspec.Struct, frozen=True):
 
 NodeEvent = (
     Changed
+    | DeedHeld
     | SyncWanted
     | FetchWanted
     | StreamProbeWanted

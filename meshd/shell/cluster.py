@@ -15,10 +15,18 @@ import msgspec
 import structlog
 import trio
 
-from meshd.config import BLOCK_ASK_TIMEOUT_S, REPAIRS_NAMED_MAX, STALE_EVENTS_MAX, Settings
+from meshd.config import (
+    BLOCK_ASK_TIMEOUT_S,
+    FORGOTTEN_LINGER_S,
+    LEAVE_ASK_S,
+    REPAIRS_NAMED_MAX,
+    STALE_EVENTS_MAX,
+    STAMPS_PER_DATAGRAM,
+    Settings,
+)
 from meshd.errors import Conflict, MeshdError, Unavailable
 from meshd.kernel.namespace import Namespace
-from meshd.messages import BlockAnswer, BlockAsk, Held, Hold, Message, News, SubnetAsk
+from meshd.messages import BlockAnswer, BlockAsk, Held, Hold, Message, News, SubnetAsk, Want
 from meshd.model import (
     ID_BYTES,
     NO_PARENT,
@@ -28,6 +36,7 @@ from meshd.model import (
     Deed,
     Endpoint,
     EndpointId,
+    Forgotten,
     HostFacts,
     HostId,
     Item,
@@ -45,6 +54,7 @@ from meshd.node import (
     BlockAnswered,
     BlockAsked,
     Changed,
+    DeedHeld,
     FetchWanted,
     HeldTold,
     HoldAsked,
@@ -60,6 +70,7 @@ from meshd.plan.aged import aged, failed_since
 from meshd.plan.forwarding import Forwarding, advice
 from meshd.plan.ops import LeaveGate, Op, OpenGate
 from meshd.plan.view import View
+from meshd.shell import farewell
 from meshd.shell.desk import Desk
 from meshd.shell.events import EventBus
 from meshd.shell.gossip import Gossip
@@ -69,7 +80,7 @@ from meshd.shell.lag import Lag
 from meshd.shell.mtuwatch import MtuWatch
 from meshd.shell.reconcile import Reconciler
 from meshd.shell.streams import Streams
-from meshd.shell.usecase import Figures, Reloaded
+from meshd.shell.usecase import Farewell, Figures, Reloaded
 from meshd.state.deeds import DeedBook
 from meshd.state.layout import Layout
 from meshd.state.opened import with_opened
@@ -83,7 +94,7 @@ from meshd.wire.keys import format_key
 
 log = structlog.get_logger()
 
-STOPS_ALLOCATION = ("rolled-back", "cloned")
+STOPS_ALLOCATION = ("rolled-back", "cloned", "forgotten")
 """Alarms under which this host might give away what it gave away before."""
 
 ENDS = {"relearnt": "rolled-back"}
@@ -148,6 +159,9 @@ class Cluster:
         self._gossip_port = gossip_port
         self._durable: set[tuple[Key, Version]] = set()
         self._sequence = store.own_sequence(me)
+        self.forgotten: dict[HostId, Forgotten] = {}
+        self._awaited: dict[HostId, set[Key]] = {}
+        self._all_held = trio.Event()
         self._asks: dict[int, tuple[HostId, trio.MemorySendChannel[BlockAnswer]]] = {}
         self._nursery: trio.Nursery | None = None
         self.desk = Desk()
@@ -240,19 +254,54 @@ class Cluster:
         key = self.node.sealer.keyring.primary
         return f"{key.id:04x}", format_key(key)
 
-    async def leave(self) -> None:
-        """Release this host's endpoints, say good-bye and stop the daemon. The data plane of other hosts drops
-        what was here."""
+    async def leave(self) -> Farewell:
+        """Release this host's endpoints, hand its addresses on, say good-bye and stop the daemon. The data plane of
+        other hosts drops what was here."""
         self._stopped["leaving"] = "this host is leaving the cluster"
         try:
             for endpoint in [e for e, attachment in self.attachments.items() if attachment]:
                 await self.release(endpoint)
+            handed = await farewell.hand_on(self)
         except BaseException:
             del self._stopped["leaving"]
             raise
+        for each in handed.handed_on:
+            log.info("addresses handed on", network=each.network, block=each.block, to=each.to)
+        if handed.unconfirmed:
+            log.warning("left without word that they have what was handed on", hosts=handed.unconfirmed)
+        self._good_bye()
+        return handed
+
+    def _good_bye(self) -> None:
         self.node.leave(self.now())
         self.gossip.pump()
         self.left.set()
+
+    async def held_by(self, asked: Mapping[HostId, Sequence[Item]], within_s: float) -> list[HostId]:
+        """Ask these hosts for these deeds of ours until each has sent them back; return who has not in time."""
+        self._awaited = {host: {item.key for item in items} for host, items in asked.items()}
+        with trio.move_on_after(within_s):
+            while any(self._awaited.values()):
+                self._all_held = trio.Event()
+                for host, keys in self._awaited.items():
+                    pages = sorted(keys)
+                    for start in range(0, len(pages), STAMPS_PER_DATAGRAM):
+                        ask = Want(tuple(pages[start : start + STAMPS_PER_DATAGRAM]))
+                        self.node.send(host, ask, self.now())
+                self.gossip.pump()
+                with trio.move_on_after(LEAVE_ASK_S):
+                    await self._all_held.wait()
+        return sorted(host for host, keys in self._awaited.items() if keys)
+
+    async def _end_forgotten(self, said: Forgotten) -> None:
+        """This host was forgotten: take down what it had, once it knows all that is true, and end."""
+        self.alarm("forgotten", farewell.told(said))
+        with trio.move_on_after(FORGOTTEN_LINGER_S):
+            while not self.node.in_sync(self.now()):  # noqa: ASYNC110 - it comes about by contacts, one a second
+                await trio.sleep(LEAVE_ASK_S)
+            self._dirty(None)
+            await self.reconciler.settled()
+        self._good_bye()
 
     def now(self) -> float:
         """Monotonic seconds."""
@@ -454,6 +503,10 @@ class Cluster:
                 self._spawn(self.streams.probe, event.peer, event.address, event.nonce)
             case BlockAsked():
                 self._spawn(self._answer, event.peer, event.ask)
+            case DeedHeld():
+                self._awaited.get(event.peer, set()).discard(Key(Kind.DEED, event.deed))
+                if not any(self._awaited.values()):
+                    self._all_held.set()
             case BlockAnswered():
                 asked = self._asks.get(event.answer.request)
                 if asked is not None and asked[0] == event.peer:
@@ -607,6 +660,8 @@ class Cluster:
                     self._relaid(item.body.network)
             case Kind.CONFIRMED if item is not None:
                 self.deeds.confirm(item_id)
+            case Kind.FORGOTTEN if isinstance(body, Forgotten):
+                self.forgotten[item_id] = body
             case Kind.HOST:
                 was = self.hosts.get(item_id)
                 facts = body if isinstance(body, HostFacts) else None
@@ -692,6 +747,10 @@ class Cluster:
         was = before.body if before is not None and not before.dead else None
         body = now.body if now is not None and not now.dead else None
         match kind:
+            case Kind.FORGOTTEN if isinstance(body, Forgotten) and was is None:
+                self.events.publish("host-forgotten", host=body.name, id=text_id(item_id), by=body.by)
+                if item_id == self.me:
+                    self.background(self._end_forgotten, body)
             case Kind.NETWORK | Kind.LOCAL_NETWORK:
                 if isinstance(body, Network) and was is None:
                     self.events.publish("network-created", network=body.name, id=text_id(item_id))

@@ -19,6 +19,7 @@ from meshd.model import (
     Attachment,
     Bridge,
     EndpointId,
+    Forgotten,
     HostFacts,
     HostId,
     Item,
@@ -193,6 +194,21 @@ class Figures(msgspec.Struct, frozen=True):
     journal_bytes: int
     lag_s: float
     lag_worst_s: float
+
+
+class Handed(msgspec.Struct, frozen=True):
+    """A block of addresses that goes to another host: names, and the block as people read it."""
+
+    network: str
+    block: str
+    to: str
+
+
+class Farewell(msgspec.Struct, frozen=True):
+    """What a leaving host handed on, and the names of hosts that did not say in time that they have it on record."""
+
+    handed_on: list[Handed]
+    unconfirmed: list[str]
 
 
 class Changed(msgspec.Struct, frozen=True):
@@ -436,6 +452,16 @@ class ClusterLike(Protocol):
         """Take no new endpoints, or take them again. Raises Unavailable (disk)."""
         ...
 
-    async def leave(self) -> None:
-        """Hand on what this host owns and leave the cluster for good. Raises Conflict while endpoints exist."""
+    @property
+    def forgotten(self) -> Mapping[HostId, Forgotten]:
+        """Hosts that an operator said are off for good."""
+        ...
+
+    async def held_by(self, asked: Mapping[HostId, Sequence[Item]], within_s: float) -> list[HostId]:
+        """Wait until each of these hosts has shown that it holds these deeds, of which this host is the donor; return
+        those that have not in time."""
+        ...
+
+    async def leave(self) -> Farewell:
+        """Release this host's endpoints, hand on what it owns and leave the cluster. Raises Unavailable (disk)."""
         ...

@@ -5,7 +5,8 @@ commutative, associative and idempotent and needs no clock.
 
 Tombstones are collected without clocks: an origin numbers its ENDPOINT items and publishes in its HOST item a
 *floor*, after writing everything of its that is alive anew above it. An item at or below its origin's floor is
-void: dropped where it is, refused where it arrives, so that a host back after months resurrects nothing.
+void: dropped where it is, refused where it arrives, so that a host back after months resurrects nothing. So is all that a
+forgotten host wrote of endpoints.
 Must not know networks, addresses or the wire.
 """
 
@@ -70,8 +71,10 @@ class Store:
         return item.body.floor if item is not None and isinstance(item.body, HostFacts) else 0
 
     def void(self, item: Item) -> bool:
-        """Whether the origin's floor has passed this item."""
-        return item.kind == Kind.ENDPOINT and item.seq <= self.floor(item.origin)
+        """Whether the origin's floor has passed this item, or the origin was forgotten."""
+        return item.kind == Kind.ENDPOINT and (
+            item.seq <= self.floor(item.origin) or item.origin in self._kinds[Kind.FORGOTTEN]
+        )
 
     def newer(self, item: Item) -> bool:
         """Whether ``merge`` would take this item."""
@@ -93,7 +96,7 @@ class Store:
                 self._by_origin.get(before.origin, {}).pop(item.id, None)
             self._by_origin.setdefault(item.origin, {})[item.id] = None
             self._highest[item.origin] = max(item.seq, self._highest.get(item.origin, 0))
-        elif item.kind == Kind.HOST:
+        elif item.kind in (Kind.HOST, Kind.FORGOTTEN):
             changes += self._sink(item.id)
         return changes
 
@@ -104,7 +107,7 @@ class Store:
         return self._kinds[key.kind].pop(key.id, None)
 
     def _sink(self, origin: HostId) -> list[Change]:
-        """Drop what this origin's floor has made void."""
+        """Drop what this origin's floor has made void, or that it was forgotten."""
         endpoints = self._kinds[Kind.ENDPOINT]
         gone = [endpoints[i] for i in self._by_origin.get(origin, ()) if self.void(endpoints[i])]
         for item in gone:

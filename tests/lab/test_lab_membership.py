@@ -1,13 +1,16 @@
 """Hosts that come, leave, and do not belong."""
 
 import itertools
+import shutil
+from collections import Counter
 from collections.abc import Iterator
 
 import pytest
 from labtools import Attached, no_ping_is_lost
 
+from meshctl import labdaemon
 from meshctl.labcluster import Lab
-from meshctl.labhost import wait_for
+from meshctl.labhost import Host, wait_for
 
 
 @pytest.fixture
@@ -31,7 +34,12 @@ def test_a_host_that_leaves_takes_its_rows_its_devices_and_its_endpoints_with_it
         host.wait_rows(*(one.mac for one in made))
     no_ping_is_lost(list(itertools.permutations(made, 2)))
     devices = made[0].devices
-    second.json("leave")
+    owned = owners(first, "blue")["host2"]
+    left = second.json("leave")
+    assert {(each["network"], each["to"]) for each in left["handed_on"]} == {("blue", "host1")}
+    assert left["unconfirmed"] == []
+    assert owners(first, "blue") == {"host1": owners(first, "blue")["host1"]}
+    assert owned > 0
     wait_for("host1 sees that host2 left", 10, lambda: states(lab2) == {"host1": "alive", "host2": "left"})
     first.wait_rows(made[2].mac, there=False)
     first.wait_in_sync()
@@ -67,6 +75,60 @@ def test_a_draining_host_takes_no_new_endpoint_also_after_a_restart_and_everybod
         second.json("attach", "bridge", "--netns", path)
         second.json("detach", "bridge", "--netns", path)
     wait_for("host1 sees it", 10, lambda: "draining" not in first.meshctl("members").stdout)
+
+
+def test_a_forgotten_hosts_addresses_go_to_its_heir_and_it_ends_when_it_comes_back(lab2: Lab) -> None:
+    first, second = lab2.hosts
+    first.json("network", "create", "red")
+    second.wait_network("red")
+    ns = lab2.container("forgotten")
+    gone = second.json("attach", "red", "--netns", f"/run/netns/{ns}", "--name", "gone")
+    first.wait_rows(gone["mac"], there=False)  # a network without an endpoint here has no rows
+    refused = first.meshctl("forget", "host2", "--fenced")
+    assert (refused.returncode, refused.stderr.splitlines()[0]) == (
+        1,
+        "error: host host2 is alive; nothing was changed",
+    )
+    second.kill()
+    wait_for("host1 sees that host2 failed", 20, lambda: states(lab2)["host2"] == "failed")
+    assert "--fenced" in first.meshctl("forget", "host2").stderr
+    total = sum(owners(first, "red").values())
+    said = first.json("forget", "host2", "--fenced")
+    assert {each["to"] for each in said["blocks"]} == {"host1"}
+    wait_for("host1 has it all", 20, lambda: owners(first, "red") == {"host1": total})
+    assert first.json("endpoint", "ls") == []
+    member = next(m for m in first.json("members") if m["name"] == "host2")
+    assert (member["state"], member["forgotten"]) == ("left", True)
+
+    second.begin()
+    wait_for("host2 hears it, and ends", 60, lambda: not second.alive)
+    assert "this host was forgotten on host1 at" in second.log.read_text()
+    second.begin()
+    wait_for("it ends at once from now on", 20, lambda: not second.alive)
+    said_again = second.log.read_text().splitlines()[-2:]
+    assert said_again[0].startswith("error: this host was forgotten on host1")
+    assert said_again[0].endswith("nothing was started")
+    first.wait_in_sync()
+
+    state = second.dir / "state"
+    shutil.rmtree(state)
+    state.mkdir()
+    labdaemon.give(state)
+    second.start()  # as a new host
+    for host in lab2.hosts:
+        host.wait_alive(2)
+        host.wait_in_sync()
+    assert second.json("attach", "red", "--netns", f"/run/netns/{ns}", "--name", "new")["host"] == "host2"
+    second.json("detach", "red", "--netns", f"/run/netns/{ns}")
+    first.json("network", "rm", "red")
+
+
+def owners(host: Host, network: str) -> dict[str, int]:
+    """Count the free addresses of a network by their owner's name."""
+    found: Counter[str] = Counter()
+    for block in host.json("network", "inspect", network)["blocks"]:
+        found[str(block["owner"])] += block["free"]
+    return dict(found)
 
 
 def test_a_host_that_left_may_come_again(lab2: Lab) -> None:

@@ -169,6 +169,7 @@ async def test_members_have_the_contracts_fields():
         "incarnation": 1, "self": False, "degraded": False, "restarting": False, "rtt_ms": 0.25, "version": "0.1.0",
         "last_seen_s": 1.5,
         "path_mtu": None,
+        "forgotten": False,
         "draining": False,
     }  # fmt: skip
     assert found[0]["self"] is True
@@ -317,7 +318,7 @@ async def test_following_events_gives_history_then_news_and_lets_go_at_the_end()
 @pytest.mark.parametrize("body", [None, {}])
 async def test_leave_takes_an_empty_body_or_none(body):
     site = Site()
-    assert await site.ask("POST", "/v1/leave", body) == (200, {})
+    assert await site.ask("POST", "/v1/leave", body) == (200, {"handed_on": [], "unconfirmed": []})
     assert site.cluster.left
     assert (await site.ask("POST", "/v1/leave", {"now": True}))[0] == 400
 

@@ -45,6 +45,7 @@ from meshd.model import (
     Deed,
     DockerNetwork,
     Endpoint,
+    Forgotten,
     HostFacts,
     Item,
     Key,
@@ -91,6 +92,7 @@ ITEMS: dict[str, Item] = {
     "deed-genesis": Item(
         Kind.DEED, b"\xf0" * 16, Version(0, 0, bytes(16)), Deed(NET, 0, 4096, A, A, NO_PARENT, (B, SESSION))
     ),
+    "forgotten": Item(Kind.FORGOTTEN, B, Version(0, 1_790_000_000_003, A), Forgotten("host2", "host1", 1_790_000_000_003)),
     "deed-opening": Item(
         Kind.DEED, b"\xf2" * 16, Version(0, 0, bytes(16)),
         Deed(NET, 1 << 40, 256, A, A, b"\xf0" * 16, (), (Subnet("10.200.0.0/24", "10.200.0.1", 1 << 40),)),
@@ -99,6 +101,11 @@ ITEMS: dict[str, Item] = {
 
 AT_LEAST = ("member", "host", "network", "endpoint", "deed")
 """What every folder's journal and snapshot hold, and the digest among the vectors covers."""
+
+IN_NEWS = (
+    "member", "member-left", "host", "network", "network-removed", "endpoint", "endpoint-released", "deed",
+    "deed-genesis", "deed-opening",
+)  # fmt: skip
 
 LOCAL_ITEMS: dict[str, Item] = {
     "local-network": Item(Kind.LOCAL_NETWORK, NET, Version(0, 1, A), NETWORK),
@@ -131,7 +138,7 @@ MESSAGES: dict[str, Message] = {
     "indirect-ack": IndirectAck(8),
     "suspect": Suspect(B, 1_790_000_000_000, A, FACTS),
     "restarting": Restarting(A, 1_790_000_000_000, 60_000),
-    "news": News(tuple(ITEMS.values())),
+    "news": News(tuple(ITEMS[name] for name in IN_NEWS)),
     "announce": Announce((Stamp(Kind.NETWORK, NET, Version(0, 3, A)),)),
     "buckets": Buckets(2, 0, bytes(range(16))),
     "stamps": Stamps(2, (1,), (Stamp(Kind.HOST, A, Version(0, 5, A)),)),

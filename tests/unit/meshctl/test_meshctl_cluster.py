@@ -133,6 +133,27 @@ def test_leave_asks_once_and_prints_the_answer(daemon, meshctl):
     assert (result.exit_code, result.stdout, daemon.asked()) == (0, "{}\n", ["POST /v1/leave"])
 
 
+def test_leave_says_what_was_handed_on_and_who_did_not_confirm(daemon, meshctl):
+    handed = [{"network": "blue", "block": "10.1.0.128 to 10.1.0.255", "to": "host1"}]
+    daemon.answers["POST /v1/leave"] = (200, {"handed_on": handed, "unconfirmed": ["host1"]})
+    assert meshctl("leave").stdout.splitlines() == [
+        "handed on: blue: 10.1.0.128 to 10.1.0.255 to host1",
+        "not confirmed by host1: they learn of it from the others",
+        "this host has left the cluster and its daemon stops",
+        "where systemd starts it at boot: systemctl disable meshd",
+    ]
+
+
+def test_forget_says_where_the_blocks_go(daemon, meshctl):
+    blocks = [{"network": "blue", "block": "10.1.0.7", "to": "host1"}]
+    daemon.answers["POST /v1/forget"] = (200, {"id": "ab", "name": "host2", "blocks": blocks})
+    assert meshctl("forget", "host2", "--fenced").stdout.splitlines() == [
+        "host host2 is forgotten",
+        "goes on: blue: 10.1.0.7 to host1",
+    ]
+    assert meshctl("forget").exit_code == 2
+
+
 def test_reload_says_what_is_used_now_and_what_needs_a_restart(daemon, meshctl):
     daemon.answers["POST /v1/reload"] = (
         200,

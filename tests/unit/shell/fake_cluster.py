@@ -20,6 +20,7 @@ from meshd.model import (
     Attachment,
     Bridge,
     Endpoint,
+    Forgotten,
     HostFacts,
     Item,
     Kind,
@@ -34,7 +35,7 @@ from meshd.shell.desk import Desk
 from meshd.shell.events import EventBus
 from meshd.shell.netupdate import answer_subnet_ask
 from meshd.shell.space import answer_block_ask
-from meshd.shell.usecase import Changed, Figures, Reloaded
+from meshd.shell.usecase import Changed, Farewell, Figures, Reloaded
 from meshd.state.deeds import DeedBook
 from meshd.state.opened import with_opened
 from meshd.state.roster import Roster
@@ -224,6 +225,7 @@ class FakeCluster:
         self.ready = True
         self.allocation_stopped = ""
         self.draining = False
+        self.forgotten = {}
         self.members = {}
         self.paths = {}
         self.journal = []
@@ -302,6 +304,8 @@ class FakeCluster:
                 held = self.store.get(Kind.NETWORK, body.network)
                 if held is not None and not held.dead:
                     self.networks[held.id] = with_opened(held.body, self.deeds.opened(held.id))
+            if isinstance(body, Forgotten):
+                self.forgotten[item.id] = body
             for form, view in views.items():
                 if isinstance(body, form):
                     view[item.id] = body
@@ -393,8 +397,18 @@ class FakeCluster:
     def reload(self):
         return Reloaded([Changed("log.level", "info", "debug")], [], [])
 
+    async def held_by(self, asked, within_s):
+        await trio.lowlevel.checkpoint()
+        lacking = []
+        for host, items in asked.items():
+            up = host not in self.world.down and host not in self.world.cut_off
+            if not up or any(self.world.named(host).store.lookup(item.key) is None for item in items):
+                lacking.append(host)
+        return lacking
+
     async def leave(self):
         self.left = True
+        return Farewell([], [])
 
 
 def free_counts(cluster):
