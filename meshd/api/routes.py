@@ -353,6 +353,7 @@ class _Named(msgspec.Struct):
     bridge: Any = None
     interface: Any = None
     netns: Any = None
+    host: Any = None
 
 
 def object_of(request: Request, route: Route) -> str:
@@ -364,9 +365,8 @@ def object_of(request: Request, route: Route) -> str:
     except MeshdError:
         return ""
     path = said.netns.get("path") if isinstance(said.netns, dict) else None
-    words = [
-        word for word in (said.network, said.bridge, said.name, said.interface, path) if isinstance(word, str)
-    ]
+    said_of = (said.network, said.bridge, said.name, said.interface, path, said.host)
+    words = [word for word in said_of if isinstance(word, str)]
     return " ".join(words)[:OBJECT_MAX_CHARS]
 
 

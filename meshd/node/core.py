@@ -554,6 +554,7 @@ class Node:
             self._equal.add(peer)
             self._differing = 0
             self._joined = True
+            self.in_sync(now)  # who asks later may find the peer gone
             return
         self._equal.discard(peer)
         self._differing += 1

@@ -268,6 +268,14 @@ def test_an_announced_restart_is_not_a_failure(net):
     assert net.states("a")["d"] == "failed", "but not for ever"
 
 
+def test_a_host_that_agreed_with_its_peer_stays_in_sync_when_that_is_gone_before_anybody_asked(net):
+    two = Net("a", "b")
+    two.run(4)
+    two.kill("b")
+    two.run(20)
+    assert two.nodes["a"].in_sync(two.now)
+
+
 def test_rows_may_be_deleted_only_once_in_sync():
     net = Net("a")
     net.run(1.0)
