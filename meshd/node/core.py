@@ -79,7 +79,6 @@ from meshd.node.events import (
     BlockAnswered,
     BlockAsked,
     Changed,
-    DeedHeld,
     FetchWanted,
     HeldTold,
     HoldAsked,
@@ -408,8 +407,6 @@ class Node:
             case News():
                 for item in message.items:
                     self._take(item, sender, now)
-                    if isinstance(item.body, Deed) and item.body.donor == self.me:
-                        self._events.append(DeedHeld(sender, item.id))
             case Announce():
                 self._announced(sender, message, now)
             case Buckets():

@@ -74,13 +74,6 @@ class PathChanged(msgspec.Struct, frozen=True):
     peer: HostId
 
 
-class DeedHeld(msgspec.Struct, frozen=True):
-    """A peer has sent us a deed of which we are the donor: it holds it."""
-
-    peer: HostId
-    deed: bytes
-
-
 class Alarm(msgspec.Struct, frozen=True):
     """Something an operator must see: ``kind`` is a stable word, ``text`` a sentence."""
 
@@ -90,7 +83,6 @@ class Alarm(msgspec.Struct, frozen=True):
 
 NodeEvent = (
     Changed
-    | DeedHeld
     | SyncWanted
     | FetchWanted
     | StreamProbeWanted

@@ -18,15 +18,15 @@ import trio
 from meshd.config import (
     BLOCK_ASK_TIMEOUT_S,
     FORGOTTEN_LINGER_S,
+    HOLD_IDS_MAX,
     LEAVE_ASK_S,
     REPAIRS_NAMED_MAX,
     STALE_EVENTS_MAX,
-    STAMPS_PER_DATAGRAM,
     Settings,
 )
 from meshd.errors import Conflict, MeshdError, Unavailable
 from meshd.kernel.namespace import Namespace
-from meshd.messages import BlockAnswer, BlockAsk, Held, Hold, Message, News, SubnetAsk, Want
+from meshd.messages import BlockAnswer, BlockAsk, Held, Hold, Message, News, SubnetAsk
 from meshd.model import (
     ID_BYTES,
     NO_PARENT,
@@ -54,7 +54,6 @@ from meshd.node import (
     BlockAnswered,
     BlockAsked,
     Changed,
-    DeedHeld,
     FetchWanted,
     HeldTold,
     HoldAsked,
@@ -160,8 +159,8 @@ class Cluster:
         self._durable: set[tuple[Key, Version]] = set()
         self._sequence = store.own_sequence(me)
         self.forgotten: dict[HostId, Forgotten] = {}
-        self._awaited: dict[HostId, set[Key]] = {}
-        self._all_held = trio.Event()
+        self._awaited: dict[HostId, dict[bytes, Item]] = {}
+        self._more_held = trio.Event()
         self._asks: dict[int, tuple[HostId, trio.MemorySendChannel[BlockAnswer]]] = {}
         self._nursery: trio.Nursery | None = None
         self.desk = Desk()
@@ -278,20 +277,19 @@ class Cluster:
         self.left.set()
 
     async def held_by(self, asked: Mapping[HostId, Sequence[Item]], within_s: float) -> list[HostId]:
-        """Ask these hosts for these deeds of ours until each has sent them back; return who has not in time."""
-        self._awaited = {host: {item.key for item in items} for host, items in asked.items()}
+        """Ask these hosts until each has said that it has these deeds of ours on disk; return who has not in time."""
+        self._awaited = {host: {item.id: item for item in items} for host, items in asked.items()}
         with trio.move_on_after(within_s):
             while any(self._awaited.values()):
-                self._all_held = trio.Event()
-                for host, keys in self._awaited.items():
-                    pages = sorted(keys)
-                    for start in range(0, len(pages), STAMPS_PER_DATAGRAM):
-                        ask = Want(tuple(pages[start : start + STAMPS_PER_DATAGRAM]))
-                        self.node.send(host, ask, self.now())
-                self.gossip.pump()
+                self._more_held = trio.Event()
+                for host, items in self._awaited.items():
+                    some = [*items.values()][:HOLD_IDS_MAX]
+                    if some:
+                        ask = Hold(tuple(item.id for item in some))
+                        self.send(host, [*(News((item,)) for item in some), ask])
                 with trio.move_on_after(LEAVE_ASK_S):
-                    await self._all_held.wait()
-        return sorted(host for host, keys in self._awaited.items() if keys)
+                    await self._more_held.wait()
+        return sorted(host for host, items in self._awaited.items() if items)
 
     async def _end_forgotten(self, said: Forgotten) -> None:
         """This host was forgotten: take down what it had, once it knows all that is true, and end."""
@@ -444,8 +442,10 @@ class Cluster:
         return await self.holds.settled(deeds, self.gone, self.alive)
 
     def gone(self) -> set[HostId]:
-        """Return the hosts that have left for good."""
-        return {member.id for member in self.members.values() if member.state == State.LEFT}
+        """Return the hosts that have left for good, or were forgotten."""
+        return self.forgotten.keys() | {
+            member.id for member in self.members.values() if member.state == State.LEFT
+        }
 
     async def _hold(self, peer: HostId, hold: Hold) -> None:
         """Give a witness's word for what is on this host's disk, unless this host has reason to doubt itself."""
@@ -503,10 +503,6 @@ class Cluster:
                 self._spawn(self.streams.probe, event.peer, event.address, event.nonce)
             case BlockAsked():
                 self._spawn(self._answer, event.peer, event.ask)
-            case DeedHeld():
-                self._awaited.get(event.peer, set()).discard(Key(Kind.DEED, event.deed))
-                if not any(self._awaited.values()):
-                    self._all_held.set()
             case BlockAnswered():
                 asked = self._asks.get(event.answer.request)
                 if asked is not None and asked[0] == event.peer:
@@ -516,6 +512,10 @@ class Cluster:
                 self.background(self._hold, event.peer, event.hold)
             case HeldTold():
                 self.holds.heard(event.peer, event.held)
+                waited = self._awaited.get(event.peer, {})
+                for key in waited.keys() & {*event.held.deeds}:
+                    del waited[key]
+                    self._more_held.set()
             case PathChanged():
                 self.mtu.look(self)
             case Alarm():
