@@ -11,6 +11,7 @@ import json
 import os
 import socket
 import stat
+import struct
 from collections.abc import Iterator, Mapping
 from typing import Any
 from urllib.parse import quote, urlencode
@@ -19,6 +20,7 @@ from meshctl.errors import Failed, Unreachable, reason
 
 ANSWER_S = 30.0  # the daemon gives up on its peers and its disk well before
 EVENT_MAX_BYTES = 1024 * 1024  # a longer line is not one of the daemon's
+TIMEVAL = struct.Struct("@ll")
 SAFE_METHODS = ("GET", "HEAD")
 
 HINTS: dict[int, str] = {
@@ -40,8 +42,10 @@ class _UnixConnection(http.client.HTTPConnection):
 
     def connect(self) -> None:
         self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        self.sock.settimeout(ANSWER_S)
+        # With a timeout of Python's a connect would not wait while others crowd the socket, but fail at once.
+        self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, TIMEVAL.pack(int(ANSWER_S), 0))
         self.sock.connect(self.path)
+        self.sock.settimeout(ANSWER_S)
 
 
 class Client:

@@ -23,13 +23,19 @@ def run(
         raise KernelError(
             "the firewall", "install nftables", errno=errno.ENOENT, words="nft is not installed"
         )
-    with subprocess.Popen(
-        [program, *arguments],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    ) as process:
+    try:
+        process = subprocess.Popen(
+            [program, *arguments],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+    except OSError as error:  # out of descriptors, processes or memory
+        raise KernelError(
+            about, errno=error.errno or 0, words=f"nft cannot be run: {error.strerror}"
+        ) from None
+    with process:
         echoes.child(process.pid)
         try:
             output, words = process.communicate(script, NFT_TIMEOUT_S)
