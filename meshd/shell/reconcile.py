@@ -8,6 +8,7 @@ what peers' records explain comes from.
 """
 
 import math
+import time
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence, Set
 from contextlib import contextmanager
 from typing import Protocol, TypeVar, TypeVarTuple
@@ -67,13 +68,15 @@ class Reconciler:
         on_others: Callable[[], None] = lambda: None,
         on_gates: Callable[[Sequence[OpenGate | LeaveGate]], None] = lambda ops: None,
         loop: Loop | None = None,
+        used: Callable[[], float] = time.thread_time,
     ) -> None:
         """``view``: the state now; its mappings are copied. ``deletions_allowed``: in sync with peers, so that
         what no record explains is really gone. ``on_repair``: told of ops that put right what somebody else
         had changed, once carried out. ``on_fight``: told of all objects that another program fights over, each
         time that these become others. ``on_others``: told that a device or address that is not ours changed, the
         underlay's perhaps. ``on_gates``: told of accepts put into others' chains or taken out, but for such repairs.
-        ``loop``: whom to tell that this one goes round.
+        ``loop``: whom to tell that this one goes round. ``used``: seconds of the processor that the calling thread has
+        used, by which a comparison's rest is measured: how busy the machine is otherwise must not put off repairs.
         """
         self._namespace = namespace
         self._events = events
@@ -83,6 +86,8 @@ class Reconciler:
         self._on_fight = on_fight
         self._on_others = on_others
         self._on_gates = on_gates
+        self._used = used
+        self._cost = 0.0  # of the last comparison
         self._loop = loop or Loop()
         self._kernel_work = trio.CapacityLimiter(1)
         self._shadow = Shadow()  # touched only by the thread that holds the limiter
@@ -226,7 +231,7 @@ class Reconciler:
     def _ask_compare(self, when: float) -> None:
         """Ask for a full comparison, leaving the kernel and this process time between two of them: at 100,000
         rows one takes half a second of a core."""
-        rested = self._compared + COMPARE_REST * (self._compared - self._started)
+        rested = self._compared + COMPARE_REST * self._cost
         self._compare_at = min(self._compare_at, max(when, rested))
         self._wake.set()
 
@@ -235,7 +240,7 @@ class Reconciler:
         self._wake = trio.Event()
         if self._applied < self._marked:
             await self._apply_changes()
-        rested = self._compared + RECONCILE_REST * (self._compared - self._started)
+        rested = self._compared + RECONCILE_REST * self._cost
         now, due = trio.current_time(), min(self._compare_at, max(self._started + RECONCILE_S, rested))
         if now >= due:
             await self._compare(deletions=self._deletions_allowed())
@@ -297,7 +302,7 @@ class Reconciler:
             return done, [op for op in self._done_to_gates(ops) if op not in done]
 
         try:
-            repaired, gated = await self.in_kernel_thread(work)
+            repaired, gated = await self.in_kernel_thread(self._counted, work)
             self.trouble = None
         except KernelError as error:
             repaired, gated, self.trouble = [], [], error
@@ -309,6 +314,14 @@ class Reconciler:
             self._on_gates(gated)
         if self._fights != fights:
             self._on_fight(self._fights)
+
+    def _counted(self, work: Callable[[], T]) -> T:
+        """Do the work of a comparison and note what it cost. Runs in the kernel thread."""
+        begun = self._used()
+        try:
+            return work()
+        finally:
+            self._cost = self._used() - begun
 
     def _try_refused_again(self) -> None:
         """Compare soon where the kernel has refused something: what it refused while a device was being made or

@@ -62,6 +62,7 @@ class Rig:
         self.fights = []
         self.gates = []
         self.send_event, events = trio.open_memory_channel(1000)
+        self.used = 0.0
         self.reconciler = Reconciler(
             self.kernel,
             events,
@@ -70,6 +71,7 @@ class Rig:
             on_repair=lambda done: self.repairs.append(list(done)),
             on_fight=lambda objects: self.fights.append(set(objects)),
             on_gates=lambda done: self.gates.append(list(done)),
+            used=lambda: self.used,
         )
 
     def right(self):
@@ -422,6 +424,7 @@ async def test_a_comparison_that_takes_long_is_made_less_often_while_nothing_hap
 
     def slow(mark):
         autojump_clock.jump(took)
+        rig.used += took
         return dump(mark)
 
     rig.kernel.dump = slow
@@ -434,6 +437,23 @@ async def test_a_comparison_that_takes_long_is_made_less_often_while_nothing_hap
     rig.event()  # what somebody changes is seen to all the same
     await trio.sleep(COMPARE_REST * took + took + 2)
     assert rig.kernel.dumps == before + 2
+
+
+async def test_a_comparison_that_others_work_held_up_puts_off_no_repair(rig, autojump_clock):
+    dump, took = rig.kernel.dump, 5.0
+
+    def starved(mark):
+        autojump_clock.jump(took)  # of which this process had next to nothing
+        rig.used += 0.01
+        return dump(mark)
+
+    rig.kernel.dump = starved
+    await trio.sleep(RECONCILE_S + took)
+    rig.kernel.dump = dump
+    before = rig.kernel.dumps
+    rig.event()
+    await trio.sleep(2 * EVENT_SETTLE_S + COMPARE_REST * 0.01)
+    assert rig.kernel.dumps == before + 1
 
 
 GATE = Gate("ip", "filter", "FORWARD")
