@@ -47,7 +47,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     here = Path(__file__).parent
-    if not REAL:  # `make test-real` runs them: minutes each, and packages that `make setup` does not install
+    if not (REAL or SOAK):  # minutes each, or packages that `make setup` does not install
         config.hook.pytest_deselected(items=[item for item in items if item.get_closest_marker("long")])
         items[:] = [item for item in items if not item.get_closest_marker("long")]
     for item in items:
@@ -71,24 +71,27 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
 
 
 class Opened:
-    """This checkout and its Python as another user can use them, also where that user cannot reach it: by a bind
-    mount in a mount namespace of the command's own."""
+    """This checkout and its Python as another user can use them, also where that user cannot reach it (a clone made
+    under umask 077): by bind mounts in a mount namespace of the command's own."""
 
     ROOT = Path(__file__).resolve().parent.parent
-    BIND = ('mount --bind "$1" "$2"; shift 2; exec "$@"',)
+    TREES = (".venv", "meshd", "cli")
+    BIND = ('while [ "$1" != -- ]; do mount --bind "$1" "$2"; shift 2; done; shift; exec "$@"',)
 
     def __init__(self, view: View) -> None:
-        self.path = view.of(self.ROOT, "checkout")
+        seen = {self.ROOT / tree: view.of(self.ROOT / tree, tree) for tree in self.TREES}
+        self.mounts = [str(path) for pair in seen.items() if pair[0] != pair[1] for path in pair]
+        self.path = seen[self.ROOT / "meshd"].parent
 
     def argv(self, become: Sequence[str], *args: str) -> list[str]:
         """Return the command that runs our Python with ``args`` after ``become`` (setpriv and its flags)."""
         python = self.path / Path(sys.executable).relative_to(self.ROOT)
         modules = f"PYTHONPATH={self.path}:{self.path}/cli"
         command = [*become, "env", modules, "PYTHONDONTWRITEBYTECODE=1", str(python), *args]
-        if self.path == self.ROOT:
+        if not self.mounts:
             return command
-        mounts = ["unshare", "--mount", "--propagation", "private", "sh", "-euc", *self.BIND, "sh"]
-        return [*mounts, str(self.ROOT), str(self.path), *command]
+        script = ["unshare", "--mount", "--propagation", "private", "sh", "-euc", *self.BIND, "sh"]
+        return [*script, *self.mounts, "--", *command]
 
 
 @pytest.fixture(scope="session")

@@ -1,7 +1,6 @@
 """Bridge networks: one host, its gateway, the outside."""
 
 import itertools
-import os
 from pathlib import Path
 from typing import Any
 
@@ -135,7 +134,7 @@ PORTS_MAX = 1023  # net/bridge/br_private.h, BR_MAX_PORTS: 1024, of which 0 is n
 AT_ONCE = 100
 
 
-@pytest.mark.skipif(not os.environ.get("MESHD_SOAK"), reason="minutes: make soak runs it")
+@pytest.mark.long
 def test_a_bridge_takes_endpoints_up_to_the_kernels_limit_and_refuses_the_next_in_one_line(
     lab3: Lab, new_network: NewNetwork, attach: Attach
 ) -> None:
