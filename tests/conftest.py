@@ -75,7 +75,7 @@ class Opened:
     under umask 077): by bind mounts in a mount namespace of the command's own."""
 
     ROOT = Path(__file__).resolve().parent.parent
-    TREES = (".venv", "meshd", "cli")
+    TREES = (".venv", "meshd", "cli", "tests")
     BIND = ('while [ "$1" != -- ]; do mount --bind "$1" "$2"; shift 2; done; shift; exec "$@"',)
 
     def __init__(self, view: View) -> None:

@@ -24,7 +24,7 @@ for folder in /run/systemd /etc/systemd/network; do mount -t tmpfs -o mode=755 t
 mkdir -p /run/systemd/network /run/systemd/netif/links /run/systemd/netif/leases /run/systemd/netif/lldp
 chown -R systemd-network /run/systemd/netif
 mount -o remount,ro /sys
-cp "$1" /etc/systemd/network/
+install -m 0644 "$1" /etc/systemd/network/
 printf '[Match]\\nName=*\\n\\n[Network]\\nAddress=192.0.2.33/24\\nLinkLocalAddressing=no\\n' >/etc/systemd/network/50-all.network
 while read -r line; do sh -euc "$line" && echo done; done
 """

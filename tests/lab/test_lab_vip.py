@@ -99,7 +99,8 @@ def test_a_virtual_address_moves_between_containers_of_two_hosts_while_a_client_
     said, _ = watching.communicate(timeout=30)
     seen = sorted({int(n) for n in re.findall(r"icmp_seq=(\d+) ", said)})
     lost = sum(b - a - 1 for a, b in itertools.pairwise(seen))
-    assert 0 < lost <= moving_s / EVERY_S + GRACE, "what was sent while nobody had the address"
+    assert seen
+    assert lost <= moving_s / EVERY_S + GRACE, "more than what was sent while nobody had the address"
     for each in (neighbour, one):
         assert ping(each.ns, address, count=2).lost == 0
     for each in (other, client):
