@@ -52,7 +52,9 @@ class Alone:
     def start(self):
         """Start networkd, or start it anew: reload needs a bus."""
         if self._daemon:
-            self.run(f"kill {self._daemon}")
+            # until it is gone: it writes its state files once more when it ends
+            gone = f"kill -0 {self._daemon} 2>/dev/null || break; sleep 0.05"
+            self.run(f"kill {self._daemon}; for i in $(seq 200); do {gone}; done")
         self.run(f"{NETWORKD} >/dev/null 2>&1 & echo $! >/run/systemd/netif/pid")
         self._daemon = int((self.root / "run/systemd/netif/pid").read_text())
 
