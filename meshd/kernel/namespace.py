@@ -123,10 +123,10 @@ class Namespace:
         """Return which ports sockets of this namespace have. Raises KernelError."""
         return sockets.listeners()
 
-    def underlay(self, bind: str | None, cluster_mark: str) -> Underlay:
-        """Find what carries the overlay; what ``cluster_mark``'s devices route is left out. Raises ConfigError naming
+    def underlay(self, bind: str | None, cluster_mark: str, family: int = 0) -> Underlay:
+        """Find what carries the overlay, by an address of ``family`` (4, 6, 0: any) where ``bind`` is None; what ``cluster_mark``'s devices route is left out. Raises ConfigError naming
         ``bind``, KernelError."""
-        return underlay.read_underlay(self._netlink, bind, cluster_mark)
+        return underlay.read_underlay(self._netlink, bind, cluster_mark, family)
 
     def forwarding(self) -> Forwarding:
         """Read what is forwarded, and which devices learn routes by advertisement. Raises KernelError."""

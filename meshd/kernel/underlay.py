@@ -18,6 +18,7 @@ from meshd.plan import names
 RTM_NEWROUTE, RTM_GETROUTE = 24, 26
 RTA_DST, RTA_OIF, RTA_PRIORITY, RTA_PREFSRC, RTA_MULTIPATH, RTA_TABLE = 1, 4, 6, 7, 9, 15
 RT_TABLE_MAIN, RTN_UNICAST = 254, 1
+FAMILIES = {4: socket.AF_INET, 6: socket.AF_INET6}
 
 _RTMSG = struct.Struct("=BBBBBBBBI")  # family, dst and src length, tos, table, protocol, scope, type, flags
 _NEXTHOP = struct.Struct("=HBBi")  # struct rtnexthop: length, flags, hops, ifindex
@@ -43,17 +44,22 @@ class Route(NamedTuple):
     source: bytes | None
 
 
-def read_underlay(link: netlink.Netlink, bind: str | None, mark: str) -> Underlay:
+def read_underlay(link: netlink.Netlink, bind: str | None, mark: str, family: int = 0) -> Underlay:
     """Find the underlay. ``bind``: the address from the operator's file; None takes the source address of
-    the default route, v4 before v6. ``mark``: names.cluster_mark; another cluster's networks count as the host's. Raises ConfigError when no device has it, KernelError."""
+    the default route, v4 before v6, or of ``family`` (4 or 6) alone. ``mark``: names.cluster_mark; another cluster's
+    networks count as the host's. Raises ConfigError when no device has it, KernelError."""
     devices = {seen.ifindex: seen for seen in linkdump.parse_all(link.dump(linkdump.dump_request()))}
     held = addresses.parse(link.dump(addresses.dump_request()))
     routes = {family: read_routes(link, family) for family in (socket.AF_INET, socket.AF_INET6)}
     if bind is None:
-        ip = _default_source(routes[socket.AF_INET], held) or _default_source(routes[socket.AF_INET6], held)
+        sources = (
+            _default_source(routes[FAMILIES[wanted]], held) for wanted in ((family,) if family else (4, 6))
+        )
+        ip = next((source for source in sources if source), None)
         if ip is None:
+            kind = f" IPv{family}" if family else ""
             raise ConfigError(
-                "gossip.bind: this host has no default route to take its address from",
+                f"gossip.bind: this host has no{kind} default route to take its address from",
                 "set gossip.bind to the address that the other hosts reach this one at",
             )
     else:

@@ -52,7 +52,7 @@ class OwnAddress:
         cluster = self._cluster
         try:
             underlay = await cluster.reconciler.in_kernel_thread(
-                cluster.kernel.underlay, cluster.settings.gossip.bind, cluster.mark
+                cluster.kernel.underlay, cluster.settings.gossip.bind, cluster.mark, self._family()
             )
             if underlay.address != self._address.host:
                 self._move(Address(underlay.address, self._address.port))
@@ -63,6 +63,11 @@ class OwnAddress:
             cluster.alarm(ALARM, f"peers cannot reach this host: {error.what}")
             return
         cluster.calm(ALARM)
+
+    def _family(self) -> int:
+        """Return the family that this host is reached by. It stays: a vxlan device has one, and while a DHCP client
+        renews its lease the default route of the other is all there is for a moment."""
+        return 6 if ":" in self._address.host else 4
 
     def _move(self, address: Address) -> None:
         """Bind the new address, then tell the peers. Raises ConfigError with nothing moved."""

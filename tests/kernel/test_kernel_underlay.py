@@ -83,6 +83,16 @@ def test_v4_goes_before_v6(host):
     assert underlay(host).address == "192.0.2.10"
 
 
+def test_a_family_that_was_asked_for_is_never_left_for_the_other(host):
+    route(host, "default", "via", "2001:db8::1")
+    assert host.call(host.kernel.underlay, None, MARK).address == "2001:db8::10"
+    with pytest.raises(ConfigError, match="no IPv4 default route"):
+        host.call(host.kernel.underlay, None, MARK, 4)
+    route(host, "default", "via", "192.0.2.1")
+    assert host.call(host.kernel.underlay, None, MARK, 4).address == "192.0.2.10"
+    assert host.call(host.kernel.underlay, None, MARK, 6).address == "2001:db8::10"
+
+
 def test_a_multipath_default_route_has_devices_too(host):
     route(host, "default", "nexthop", "via", "198.51.100.1", "nexthop", "via", "192.0.2.1")
     assert underlay(host).address in ("192.0.2.10", "198.51.100.10")
