@@ -14,7 +14,7 @@ from typing import Annotated, NamedTuple
 import msgspec
 import trio
 
-from meshd.errors import BadRequest, Conflict, KernelError, MeshdError, Unavailable
+from meshd.errors import BadRequest, Conflict, KernelError, MeshdError
 from meshd.model import (
     Attachment,
     Endpoint,
@@ -134,14 +134,7 @@ async def attach(
             same = _same(cluster, there, network, request, owner)
             return await _again(cluster, same) if there in cluster.reconciler.orphans() else same
         facts = networks.facts(network)
-        if facts.removing:
-            raise Conflict(f"network {facts.name} is being removed", "choose another network")
-        if cluster.allocation_stopped:
-            raise Unavailable(
-                f"no address can be given: {cluster.allocation_stopped}", "meshctl status says more"
-            )
-        if cluster.draining:
-            raise Unavailable("this host is draining and takes no new endpoints", "meshctl undrain")
+        networks.check_takes_endpoints(cluster, facts)
         check_ports(cluster, network.id, facts.name, facts.driver)
         published = parse_all(request.published)
         try:

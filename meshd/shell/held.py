@@ -8,7 +8,6 @@ Kept in memory only: the endpoint's record is what lasts, and an address whose e
 import msgspec
 
 from meshd.config import HELD_S
-from meshd.errors import Conflict, Unavailable
 from meshd.model import EndpointId, Item, NetworkId
 from meshd.shell import lan, networks, space
 from meshd.shell.attach import new_id
@@ -34,14 +33,7 @@ async def hold(
         cluster.desk.held[network.id, again.index] = both
         return both
     facts = networks.facts(network)
-    if facts.removing:
-        raise Conflict(f"network {facts.name} is being removed", "choose another network")
-    if cluster.allocation_stopped:
-        raise Unavailable(
-            f"no address can be given: {cluster.allocation_stopped}", "meshctl status says more"
-        )
-    if cluster.draining:
-        raise Unavailable("this host is draining and takes no new endpoints", "meshctl undrain")
+    networks.check_takes_endpoints(cluster, facts)
     layout, endpoint = _first(Layout.of(network), subnet), new_id(cluster, network, want)
     with cluster.desk.attaching(network.id, facts.name):
         if facts.driver in LAN_DRIVERS:

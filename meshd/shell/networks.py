@@ -93,6 +93,19 @@ def facts(item: Item) -> Network:
     return item.body
 
 
+def check_takes_endpoints(cluster: ClusterLike, facts: Network) -> None:
+    """Refuse a new endpoint where the network is going, where this host may give no address, or is draining. Raises
+    Conflict, Unavailable."""
+    if facts.removing:
+        raise Conflict(f"network {facts.name} is being removed", "choose another network")
+    if cluster.allocation_stopped:
+        raise Unavailable(
+            f"no address can be given: {cluster.allocation_stopped}", "meshctl status says more"
+        )
+    if cluster.draining:
+        raise Unavailable("this host is draining and takes no new endpoints", "meshctl undrain")
+
+
 def is_local(item: Item) -> bool:
     """Whether the network exists on this host only."""
     return item.kind == Kind.LOCAL_NETWORK
