@@ -22,7 +22,6 @@ import json
 import os
 import random
 import shutil
-import socket
 import statistics
 import subprocess
 import sys
@@ -34,6 +33,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "kernel"))
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
+from benchlib import Unix
 from conftest import Netns
 
 from meshctl import labdaemon
@@ -236,28 +236,6 @@ def delta(count: int) -> None:
             f" {medians['remove']:.3f} ms, copy of the view {medians['copy']:.3f} ms",
             flush=True,
         )
-
-
-class Unix(http.client.HTTPConnection):
-    """HTTP over a unix socket, kept open."""
-
-    def __init__(self, path: Path) -> None:
-        super().__init__("localhost")
-        self._path = path
-
-    def connect(self) -> None:
-        """Connect to the socket's path."""
-        self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        self.sock.connect(str(self._path))
-
-    def call(self, method: str, target: str, body: object = None) -> dict:
-        """Make one request. Raises RuntimeError with the daemon's error."""
-        self.request(method, target, json.dumps(body) if body is not None else None)
-        response = self.getresponse()
-        answer = json.loads(response.read())
-        if response.status >= 300:
-            raise RuntimeError(answer)
-        return answer
 
 
 IDLE = """
