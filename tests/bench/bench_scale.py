@@ -36,7 +36,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from benchlib import Unix
 from conftest import Netns
 
-from meshctl import labdaemon
+from meshctl import labdaemon, netns
 from meshctl.errors import CommandError
 from meshctl.labcluster import Lab
 from meshctl.labhost import Host
@@ -133,16 +133,28 @@ def view_of(items: list[Item]) -> View:
 
 @contextlib.contextmanager
 def programmed_namespace(local: bytes):
-    """Give a Namespace in a fresh network namespace that has the local endpoint's veth pair."""
-    netns = Netns()
-    namespace = netns.call(Namespace)
+    """Give a Namespace in a fresh network namespace that has the local endpoint's veth pair, and be in it meanwhile:
+    nft runs where its caller is, and would write this machine's own tables."""
+    fresh = Netns()
+    home = os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
+    enter(f"/run/netns/{fresh.name}")
+    namespace = Namespace()
     try:
         link = Link(names.veth(local), "veth", names.alias(MARK, NETWORK), 1450)
         namespace.create_veth(link, names.peer(local), names.endpoint_mac(local), 1450)
         yield namespace
     finally:
         namespace.close()
-        netns.close()
+        enter(f"/proc/self/fd/{home}")
+        os.close(home)
+        fresh.close()
+
+
+def enter(path: str) -> None:
+    """Put this thread into the network namespace at ``path``."""
+    with open(path) as file:
+        if netns.libc.setns(file.fileno(), netns.CLONE_NEWNET):
+            raise OSError(f"cannot enter {path}")
 
 
 def cold(count: int) -> None:
