@@ -144,7 +144,7 @@ class Firewall:
         if families:
             listing, _, _ = self._listing([*families])
             seal = f"seal_{_hash(text)}_{listing}"
-            nfttool.run(self._echoes, ["add", "chain", next(iter(families)), self._table, seal])
+            nfttool.run(self._echoes, ["-f", "-"], f"add chain {next(iter(families))} {self._table} {seal}\n")
         self._text, self._elements = text, elements
         self._note_generation(before, commits=2 if families else 1)
 

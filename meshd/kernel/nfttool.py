@@ -17,7 +17,11 @@ _SBIN = "/usr/sbin:/sbin"
 def run(
     echoes: Echoes, arguments: list[str], script: str = "", *, about: str = "the firewall was left as it was"
 ) -> str:
-    """Return what nft printed. Raises KernelError with its words, about ``about``."""
+    """Return what nft printed. Raises KernelError with its words, about ``about``.
+
+    What changes anything is given as ``script``: nft reads it once its process is noted, where a command among
+    ``arguments`` may have been done, and its event seen, before that.
+    """
     program = shutil.which("nft", path=os.environ.get("PATH", os.defpath) + ":" + _SBIN)
     if program is None:
         raise KernelError(

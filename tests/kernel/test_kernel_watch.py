@@ -4,6 +4,7 @@ import functools
 import socket
 import subprocess
 import threading
+import time
 
 import pytest
 import trio
@@ -23,6 +24,7 @@ from layout import (
     put_all,
 )
 
+from meshd.kernel.echoes import Echoes
 from meshd.kernel.namespace import Namespace
 from meshd.kernel.watch import Overrun, Watch
 from meshd.model import text_ip
@@ -204,6 +206,18 @@ def test_what_we_do_ourselves_is_not_told(host):
         # does of itself, and it costs one needless compare.
         told = {(event.what, event.gone) for event in found}
         assert told <= {8: {("neighbour", True)}, 9: {("fdb", True)}}.get(number, set()), (number, found)
+
+
+def test_what_nft_does_for_us_is_ours_however_late_its_process_is_noted(host, monkeypatch):
+    noted = Echoes.child
+
+    def late(echoes, process_id):
+        time.sleep(0.2)
+        noted(echoes, process_id)
+
+    monkeypatch.setattr(Echoes, "child", late)
+    changed = kernel(0).firewall + "# changed\n"
+    assert observe(host, lambda: host.kernel.apply([SetFirewall(changed)])) == []
 
 
 def test_neighbours_that_we_write_are_kept_out_by_the_kernel_and_others_are_not(host):
