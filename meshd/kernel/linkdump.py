@@ -30,7 +30,7 @@ _U16 = struct.Struct("=H")
 IFINFOMSG = struct.Struct("=BxHiII")  # family, device type, ifindex, flags, change
 _BODY = frames.HEADER_BYTES + IFINFOMSG.size
 _NO_STATS = frames.attribute(IFLA_EXT_MASK, struct.pack("=I", 1 << 3))  # RTEXT_FILTER_SKIP_STATS
-_PORT = {
+PORT_FLAGS = {
     "hairpin": 4, "learning": 8, "flood": 9, "mcast_flood": 27, "bcast_flood": 30, "neigh_suppress": 32, "isolated": 33, "locked": 39,
 }  # fmt: skip
 """Field of plan.objects.Port -> IFLA_BRPORT_*."""
@@ -153,7 +153,7 @@ def to_link(seen: Seen, master: str | None, parent: str | None = None) -> Link |
         return None
     port = None
     if seen.port is not None:
-        port = Port(**{field: number(seen.port.get(at)) == 1 for field, at in _PORT.items()})
+        port = Port(**{field: number(seen.port.get(at)) == 1 for field, at in PORT_FLAGS.items()})
     vxlan = None
     if seen.kind == "vxlan":
         local = seen.data.get(IFLA_VXLAN_LOCAL) or seen.data.get(IFLA_VXLAN_LOCAL6) or b""
