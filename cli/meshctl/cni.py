@@ -17,16 +17,18 @@ NAME = "meshd"
 PYTHON = "/usr/bin/python3"  # that of the executable's first line
 BUILD = """
 import marshal, sys, _frozen_importlib_external as python
-text = sys.stdin.read()
+text = sys.stdin.buffer.read()
 code = marshal.dumps(compile(text, "meshd", "exec", optimize=2))
-print(FILE.format(magic=python.MAGIC_NUMBER, code=code, text=text))
+sys.stdout.buffer.write(FILE.format(magic=python.MAGIC_NUMBER, size=len(code)).encode() + code + text)
 """
-FILE = """#!/usr/bin/python3 -IS
-# Made by meshctl cni install from cli/meshcni/plugin.py, whose text is at the end; before it the same, compiled.
-import marshal, _frozen_importlib_external as python
-def compiled(): return marshal.loads({code!r})
-text = {text!r}
-exec(compiled() if python.MAGIC_NUMBER == {magic!r} else compile(text, "meshd", "exec"))"""
+FILE = """#!/usr/bin/python3 -IScimport sys;f=open(sys.argv[1],"rb");f.readline();exec(f.readline())
+import marshal, _frozen_importlib_external as python; code = f.read({size}); \
+exec(marshal.loads(code) if python.MAGIC_NUMBER == {magic!r} else compile(f.read(), "meshd", "exec")) \
+# Made by meshctl cni install from cli/meshcni/plugin.py: here compiled, then its text for another Python than this one.
+"""
+"""The executable's head. Python reads and parses a file to its end before it runs a line of it, which is a millisecond
+here, so what it is given to run is an argument: the first line's, which takes the rest as it needs it. The kernel takes
+127 characters of a first line (256 from 5.1 on), and passes what follows the interpreter as one argument."""
 
 
 @click.group(cls=Group)
