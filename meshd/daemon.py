@@ -153,13 +153,13 @@ async def _run(settings: Settings, source: Path) -> bool:
             keeper.changed()
 
         def repaired(ops: Sequence[Op]) -> None:
-            cluster.repaired(ops)
+            cluster.tell.repaired(ops)
             keeper.changed()  # a bridge made anew lacks its ports
 
         cluster.reconciler = Reconciler(
             namespace, watch, cluster.view,
             deletions_allowed=lambda: node.in_sync(cluster.now()), on_repair=repaired,
-            on_fight=cluster.fought_over, on_others=others, on_gates=cluster.passed_through, loop=watchdog.loop("netlink"),
+            on_fight=cluster.tell.fought_over, on_others=others, on_gates=cluster.tell.passed_through, loop=watchdog.loop("netlink"),
         )  # fmt: skip
         use_cases(cluster)
         cluster.reload = lambda: reload(cluster, source, _seeds)

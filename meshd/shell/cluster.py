@@ -8,8 +8,7 @@ event bus are kept in step there and nowhere else.
 import contextlib
 import hashlib
 import time
-from collections import Counter
-from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence, Set
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 
 import msgspec
 import structlog
@@ -20,15 +19,12 @@ from meshd.config import (
     FORGOTTEN_LINGER_S,
     HOLD_IDS_MAX,
     LEAVE_ASK_S,
-    REPAIRS_NAMED_MAX,
-    STALE_EVENTS_MAX,
     Settings,
 )
 from meshd.errors import Conflict, MeshdError, Unavailable
 from meshd.kernel.namespace import Namespace
 from meshd.messages import BlockAnswer, BlockAsk, Held, Hold, Message, News, SubnetAsk
 from meshd.model import (
-    ID_BYTES,
     NO_PARENT,
     Address,
     Attachment,
@@ -44,7 +40,6 @@ from meshd.model import (
     Kind,
     Network,
     NetworkId,
-    Removed,
     Version,
     text_id,
     text_ip,
@@ -64,10 +59,9 @@ from meshd.node import (
     StreamProbeWanted,
     SyncWanted,
 )
-from meshd.plan import desired, names, wording
+from meshd.plan import desired
 from meshd.plan.aged import aged, failed_since
 from meshd.plan.forwarding import Forwarding, advice
-from meshd.plan.ops import LeaveGate, Op, OpenGate
 from meshd.plan.view import View
 from meshd.shell import farewell
 from meshd.shell.desk import Desk
@@ -79,9 +73,9 @@ from meshd.shell.lag import Lag
 from meshd.shell.mtuwatch import MtuWatch
 from meshd.shell.reconcile import Reconciler
 from meshd.shell.streams import Streams
+from meshd.shell.tell import Teller
 from meshd.shell.usecase import Farewell, Figures, Reloaded
 from meshd.state.deeds import DeedBook
-from meshd.state.layout import Layout
 from meshd.state.opened import with_opened
 from meshd.state.roster import Roster
 from meshd.state.store import Change, Store
@@ -140,6 +134,7 @@ class Cluster:
         self.holds = Holds(me, self.deeds)
         self.usage = Usage()
         self.events = EventBus(time.time)
+        self.tell = Teller(self)
         self.alarms: dict[str, str] = {}
         self.networks: dict[NetworkId, Network] = {}
         self.endpoints = Roster()
@@ -150,11 +145,8 @@ class Cluster:
         self.aged: frozenset[HostId] = frozenset()
         self._failed_since: dict[HostId, float] = {}
         self.lag = Lag()
-        self._fights = 0
-        self.repairs: Counter[str] = Counter()  # kernel objects repaired, by kind (wording.Named)
         self._disk = disk
         self._nhid = nhid
-        self._table = names.table(settings.vxlan.port)
         self._gossip_port = gossip_port
         self._durable: set[tuple[Key, Version]] = set()
         self._sequence = store.own_sequence(me)
@@ -235,8 +227,8 @@ class Cluster:
             received=self.gossip.received,
             send_errors=self.gossip.send_errors,
             core=self.node.counters,
-            repairs=self.repairs,
-            fights=self._fights,
+            repairs=self.tell.repairs,
+            fights=self.tell.fights,
             journal_bytes=self._disk.bytes,
             lag_s=self.lag.last_s,
             lag_worst_s=self.lag.worst_s(self.now()),
@@ -521,7 +513,13 @@ class Cluster:
             case Alarm():
                 self.alarm(event.kind, event.text)
             case _:
-                self._membership(event)
+                self.tell.membership(event)
+                if isinstance(event, swim.MemberAlive | swim.MemberFailed):
+                    self.age_rows()
+                elif isinstance(event, swim.Cloned):
+                    where = text_ip(event.facts.address)
+                    text = f"another daemon with this host's identity runs at {where}: this disk was cloned"
+                    self.alarm("cloned", text)
 
     def alarm(self, kind: str, text: str) -> None:
         """Show an operator something: in ``status``, in the log and as an event; the same one once."""
@@ -536,41 +534,6 @@ class Cluster:
             self.alarms[kind] = text
         log.warning("alarm", kind=kind, text=text)
         self.events.publish("conflict" if kind == "cloned" else "alarm", alarm=kind, text=text)
-
-    def repaired(self, ops: Sequence[Op]) -> None:
-        """Tell of kernel objects that somebody else had changed and that are as they should be again."""
-        named = list(dict.fromkeys(wording.of(op) for op in ops))
-        self.repairs.update(kind for kind, _ in named)
-        shown = [wording.text(each, self._table) for each in named[:REPAIRS_NAMED_MAX]]
-        log.warning("kernel repaired", count=len(named), objects=shown)
-        self.events.publish("kernel-repaired", count=len(named), objects=shown)
-
-    def passed_through(self, ops: Sequence[OpenGate | LeaveGate]) -> None:
-        """Tell of another firewall's forward chain that drops, and so has our accepts now, or that does so no more."""
-        for op in ops:
-            chain = f"{op.gate.family} {op.gate.table} {op.gate.chain}"
-            if isinstance(op, OpenGate):
-                log.info("accepts put where another firewall drops what is forwarded", chain=chain)
-                self.events.publish("forward-opened", chain=chain)
-            else:
-                log.info("accepts taken out where nothing is dropped for want of them", chain=chain)
-                self.events.publish("forward-left", chain=chain)
-
-    def fought_over(self, objects: Set[wording.Named]) -> None:
-        """Say which kernel objects another program changes again and again, or that it has stopped."""
-        self._fights = len(objects)
-        if not objects:
-            del self.alarms["kernel-fight"]
-            self.events.publish("kernel-fight-over")
-            return
-        shown = [wording.text(each, self._table) for each in sorted(objects)[:REPAIRS_NAMED_MAX]]
-        more = len(objects) - len(shown)
-        text = f"another program changes what meshd sets: {'; '.join(shown)}" + (
-            f" and {more} more" if more else ""
-        )
-        self.alarms["kernel-fight"] = text
-        log.warning("kernel fight", objects=shown, count=len(objects))
-        self.events.publish("kernel-fight", count=len(objects), objects=shown)
 
     def calm(self, kind: str) -> None:
         """Take an alarm back: it is true no more."""
@@ -601,8 +564,16 @@ class Cluster:
         else:
             self._disk.note(item)
         self._derive(change, self.now())
-        self._announce(change)
+        self.tell.changed(change)
         before = change.before
+        if (
+            item is not None
+            and isinstance(item.body, Forgotten)
+            and before is None
+            and not item.dead
+            and item.id == self.me
+        ):
+            self.background(self._end_forgotten, item.body)
         if item is not None and item.dead and before is not None and isinstance(before.body, Network):
             self.background(self.network_removed, before)  # an endpoint that lives on it here wins
         if change.key == Key(Kind.HOST, self.me) and event.source is not None:
@@ -655,7 +626,7 @@ class Cluster:
                 self.deeds.add(item)
                 self.holds.watch(item_id)
                 if isinstance(item.body, Deed):
-                    self._look_for_contradictions(item.body.network)
+                    self.tell.contradictions(item.body.network)
                 if isinstance(item.body, Deed) and (item.body.opens or item.body.parent == NO_PARENT):
                     self._relaid(item.body.network)
             case Kind.CONFIRMED if item is not None:
@@ -686,34 +657,6 @@ class Cluster:
                 _set(self.bridges, item_id, body if isinstance(body, Bridge) else None)
                 self._dirty(item_id)
 
-    def _look_for_contradictions(self, network_id: NetworkId) -> None:
-        """Tell of space that one host gave to two, or opened twice: once each, and in ``status`` for good."""
-        for bad in self.deeds.quarantined(network_id):
-            kind = f"quarantine {bad.deeds[0].hex()} {bad.deeds[1].hex()}"
-            if kind in self.alarms:
-                continue
-            network = self.networks.get(network_id)
-            name = network.name if network is not None else text_id(network_id)
-            one, other = (self.host_name(holder) for holder in bad.holders)
-            what = self._shown(network_id, bad.start, bad.size)
-            text = (
-                f"{what} of network {name}: host {self.host_name(bad.donor)} gave it to both {one} and {other}, from old or "
-                "cloned state; nobody gives these addresses out any more, endpoints that have one stay"
-            )
-            self.alarms[kind] = text
-            log.warning("alarm", kind="quarantine", text=text)
-            self.events.publish("conflict", alarm="quarantine", network=name, hosts=[one, other], text=text)
-
-    def _shown(self, network_id: NetworkId, start: int, size: int) -> str:
-        """Name a range of indices by its first and last address."""
-        network = self.networks.get(network_id)
-        layout = Layout.build(network_id, network) if network is not None else None
-        space = layout.space_at(start) if layout is not None else None
-        if space is None:
-            return f"{size} addresses"
-        first, last = space.text(start), space.text(min(start + size, space.end) - 1)
-        return first if first == last else f"{first} to {last}"
-
     def _relaid(self, network_id: NetworkId) -> None:
         """Look again at what subnets a network has: a deed that opens one has come, or what it waited for."""
         item = self.store.get(Kind.NETWORK, network_id)
@@ -724,104 +667,11 @@ class Cluster:
             self.networks[network_id] = network
             self._dirty(network_id)
             if self._nursery is not None:
-                self._publish_updated(network_id, network)
-
-    def _publish_updated(self, network_id: NetworkId, network: Network) -> None:
-        subnets = [subnet.cidr for subnet in network.subnets]
-        self.events.publish(
-            "network-updated",
-            network=network.name,
-            id=text_id(network_id),
-            subnets=subnets,
-            labels=network.labels,
-        )
+                self.tell.network_updated(network_id, network)
 
     def _dirty(self, network: NetworkId | None, endpoint: EndpointId | None = None) -> None:
         if self._nursery is not None:
             self.reconciler.changed(network, endpoint)
-
-    def _announce(self, change: Change) -> None:
-        """Publish what people watch for."""
-        kind, item_id = change.key
-        now, before = change.item, change.before
-        was = before.body if before is not None and not before.dead else None
-        body = now.body if now is not None and not now.dead else None
-        match kind:
-            case Kind.FORGOTTEN if isinstance(body, Forgotten) and was is None:
-                self.events.publish("host-forgotten", host=body.name, id=text_id(item_id), by=body.by)
-                if item_id == self.me:
-                    self.background(self._end_forgotten, body)
-            case Kind.NETWORK | Kind.LOCAL_NETWORK:
-                if isinstance(body, Network) and was is None:
-                    self.events.publish("network-created", network=body.name, id=text_id(item_id))
-                elif isinstance(body, Network) and isinstance(was, Network) and not body.removing:
-                    self._publish_updated(item_id, self.networks.get(item_id, body))
-                elif body is None and (isinstance(was, Network) or (now and isinstance(now.body, Removed))):
-                    name = was.name if isinstance(was, Network) else now.body.name  # type: ignore[union-attr]
-                    self.events.publish("network-removed", network=name, id=text_id(item_id))
-            case Kind.ENDPOINT | Kind.LOCAL_ENDPOINT:
-                former = was.host if isinstance(was, Endpoint) else before.origin if before else None
-                if isinstance(body, Endpoint) and former not in (None, bytes(ID_BYTES), body.host):
-                    fields = self._endpoint_fields(item_id, body)
-                    self.events.publish("endpoint-moved", **fields, from_host=self.host_name(former))
-                elif isinstance(body, Endpoint) and was is None:
-                    self.events.publish("endpoint-added", **self._endpoint_fields(item_id, body))
-                elif body is None and isinstance(was, Endpoint):
-                    self.events.publish("endpoint-removed", **self._endpoint_fields(item_id, was))
-
-    def _endpoint_fields(self, item_id: EndpointId, endpoint: Endpoint) -> dict[str, object]:
-        network = self.networks.get(endpoint.network)
-        return {
-            "id": text_id(item_id),
-            "network": network.name if network is not None else text_id(endpoint.network),
-            "host": self.host_name(endpoint.host),
-            "name": endpoint.name,
-            "ips": [text_ip(ip) for ip in endpoint.ips],
-        }
-
-    def _membership(self, event: NodeEvent) -> None:
-        """Publish what happened to a member."""
-        match event:
-            case swim.MemberAlive():
-                self._publish_member("member-alive", event.id, was=event.was)
-                if event.was == State.FAILED:
-                    self._publish_endpoints("endpoint-up", event.id)
-                self.age_rows()
-            case swim.MemberSuspect():
-                self._publish_member("member-suspect", event.id, accuser=self.host_name(event.accuser))
-            case swim.MemberFailed():
-                self._publish_member("member-failed", event.id)
-                self._publish_endpoints("endpoint-stale", event.id)
-                self.age_rows()
-            case swim.MemberLeft():
-                self._publish_member("member-left", event.id)
-            case swim.MemberChanged():
-                self._publish_member("member-changed", event.id, restarted=event.restarted)
-            case swim.MemberDegraded():
-                self._publish_member("member-degraded", event.id, degraded=event.degraded)
-            case swim.MemberRestarting():
-                self._publish_member("member-restarting", event.id, duration_s=event.duration_s)
-            case swim.Cloned():
-                where = text_ip(event.facts.address)
-                text = f"another daemon with this host's identity runs at {where}: this disk was cloned"
-                self.alarm("cloned", text)
-            case swim.Paused():
-                log.warning("this host was paused", seconds=round(event.duration_s, 3))
-            case swim.SelfAccused() | swim.WildClaim():
-                log.info("refuted", claim=type(event).__name__, incarnation=event.incarnation)
-
-    def _publish_member(self, kind: str, host: HostId, **fields: object) -> None:
-        name = self.host_name(host)
-        log.info(kind, host=name, id=text_id(host), **fields)
-        self.events.publish(kind, host=name, id=text_id(host), **fields)
-
-    def _publish_endpoints(self, kind: str, host: HostId) -> None:
-        """Say of a host's endpoints what became of them; of very many a few by name and the number of the rest."""
-        found = [*self.endpoints.of(host)]
-        for id_ in found[:STALE_EVENTS_MAX]:
-            self.events.publish(kind, **self._endpoint_fields(id_, self.endpoints[id_]))
-        if len(found) > STALE_EVENTS_MAX:
-            self.events.publish(kind, host=self.host_name(host), more=len(found) - STALE_EVENTS_MAX)
 
 
 def cluster_id(secret: bytes) -> bytes:

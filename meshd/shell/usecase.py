@@ -307,6 +307,11 @@ class ClusterLike(Protocol):
         ...
 
     @property
+    def alarms(self) -> dict[str, str]:
+        """What an operator should see to, by kind; shown in ``status``."""
+        ...
+
+    @property
     def events(self) -> EventBus:
         """What happened, for watchers."""
         ...
