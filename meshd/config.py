@@ -208,6 +208,16 @@ NEXTHOP_BASE_OTHERS = (
 LAG_PERIOD_S = 1.0  # how often the loop's lateness is measured: at 0.1 it cost 0.3 % of a core at rest
 LAG_WINDOW_S = 60.0  # the worst of this long is what `status` shows
 
+OFFLOAD_PERIOD_S = (
+    5.0  # between two trials of checksums on the overlay, one host each: 2 packets if all is well
+)
+OFFLOAD_TRIES = (
+    3  # so often a packet with a checksum fails, and one without is answered, before the card is blamed
+)
+OFFLOAD_ANSWER_S = 0.5  # how long the other kernel's refusal may take; it comes within a round trip
+OFFLOAD_PORT = 9  # discard (RFC 863): hardly anybody has it, and who has answers nothing
+OFFLOAD_HOSTS_NAMED = 4  # in one line of `status`
+
 HOUSEKEEPING_S = 5.0  # how often vanished links and tombstones are looked at
 UNDERLAY_CHECK_S = 30.0  # how often the underlay's address, MTU and routes are read anew, without any event
 UNDERLAY_RETRY_S = 1.0  # while this host has no usable address; a default route that returns makes no event

@@ -174,6 +174,7 @@ async def _run(settings: Settings, source: Path) -> bool:
             cluster.alarm(
                 "cloned-image", "the state on this disk was another machine's: this host has a new identity"
             )
+        cluster.offload.devices = namespace.offload(underlay.cards)
         facts_now = host_facts(cluster, underlay, name)
         await _serve(cluster, writer, own, keeper, facts_now, run_dir, source, passed, watchdog)
         return cluster.left.is_set()
@@ -257,6 +258,7 @@ async def _serve(
         nursery.start_soon(keeper.run)
         cluster.forwarding = await cluster.reconciler.in_kernel_thread(cluster.kernel.forwarding)
         nursery.start_soon(own.run)
+        nursery.start_soon(cluster.offload.run, cluster)
         nursery.start_soon(_keep_house, cluster, cni, writer)
         await cni.catch_up()
         cluster.ready = True

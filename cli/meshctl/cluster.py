@@ -86,10 +86,16 @@ def _status_lines(found: dict[str, Any]) -> list[str]:
             ("endpoints", found.get("endpoints")),
             ("kernel", drift),
             ("loop", _lag(found.get("loop") or {})),
+            *(("checksums", _offload(device)) for device in found.get("offload") or []),
             ("primary key", (found.get("keys") or {}).get("primary")),
             *(("health", finding) for finding in found.get("health") or []),
         ]
     )
+
+
+def _offload(device: dict[str, Any]) -> str:
+    driver = f" ({device['driver']})" if device.get("driver") else ""
+    return f"{device.get('result')}: {device.get('device')}{driver}, computed by the {device.get('computes')}; {device.get('detail')}"
 
 
 def _lag(loop: dict[str, Any]) -> str:

@@ -188,6 +188,19 @@ class LoopShape(msgspec.Struct, frozen=True):
     lag_worst_ms: float
 
 
+class OffloadShape(msgspec.Struct, frozen=True):
+    """A device that overlay packets leave by, or that such a one stands on. ``computes``: ``card`` where it is left to
+    compute checksums, else ``kernel``; ``features``: those that are on, as ``ethtool -k`` calls them. ``result``: of
+    trying it, ``right``, ``wrong`` or ``untested``; ``detail``: with whom, or why not."""
+
+    device: str
+    driver: str
+    computes: str
+    features: list[str]
+    result: str
+    detail: str
+
+
 class StatusShape(msgspec.Struct, frozen=True):
     """``status``. Equal digests mean equal state; ``health``: what an operator should see to, a line each."""
 
@@ -202,6 +215,7 @@ class StatusShape(msgspec.Struct, frozen=True):
     health: list[str]
     version: str
     loop: LoopShape
+    offload: list[OffloadShape]
 
 
 class FindingShape(msgspec.Struct, frozen=True):

@@ -28,6 +28,7 @@ from meshd.api.shapes import (
     MemberShape,
     NetworkDetail,
     NetworkShape,
+    OffloadShape,
     PlumbShape,
     RouteShape,
     StatusShape,
@@ -94,7 +95,18 @@ def status(cluster: ClusterLike) -> StatusShape:
         health=cluster.health(),
         version=__version__,
         loop=LoopShape(round(figures.lag_s * 1000, 3), round(figures.lag_worst_s * 1000, 3)),
+        offload=_offload(cluster),
     )
+
+
+def _offload(cluster: ClusterLike) -> list[OffloadShape]:
+    devices, result, detail = cluster.checksums()
+    return [
+        OffloadShape(
+            each.name, each.driver, "card" if each.computes else "kernel", list(each.active), result, detail
+        )
+        for each in devices
+    ]
 
 
 def all_networks(cluster: ClusterLike) -> list[NetworkShape]:

@@ -16,6 +16,7 @@ from meshd.kernel import (
     neighlimits,
     netlink,
     nexthops,
+    offload,
     sockets,
     underlay,
     vxlans,
@@ -131,6 +132,10 @@ class Namespace:
     def forwarding(self) -> Forwarding:
         """Read what is forwarded, and which devices learn routes by advertisement. Raises KernelError."""
         return forwarding.read_forwarding(self._netlink)
+
+    def offload(self, names: Iterable[str]) -> list[offload.Device]:
+        """Read which checksums these devices are left to compute; what ethtool knows nothing of is left out."""
+        return offload.read(names)
 
     def neighbour_limits(self) -> dict[int, neighlimits.NeighLimit]:
         """Return how many neighbours the kernel learns, by address family. Raises KernelError."""

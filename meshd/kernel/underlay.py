@@ -12,7 +12,7 @@ import msgspec
 
 from meshd.config import MTU_DEFAULT
 from meshd.errors import ConfigError
-from meshd.kernel import addresses, frames, linkdump, netlink
+from meshd.kernel import addresses, frames, linkdump, netlink, offload
 from meshd.plan import names
 
 RTM_NEWROUTE, RTM_GETROUTE = 24, 26
@@ -26,12 +26,14 @@ _UNUSABLE = addresses.IFA_F_TEMPORARY | addresses.IFA_F_DEPRECATED | addresses.I
 
 
 class Underlay(msgspec.Struct, frozen=True):
-    """``address``: text; ``mtu``: bytes, of ``device``, or where that is lo, of the way out; ``routes``: prefixes as text, sorted."""
+    """``address``: text; ``mtu``: bytes, of ``device``, or where that is lo, of the way out; ``routes``: prefixes as text, sorted;
+    ``cards``: the devices that packets leave by and those that these stand on (offload.stack)."""
 
     address: str
     device: str
     mtu: int
     routes: tuple[str, ...]
+    cards: tuple[str, ...] = ()
 
 
 class Route(NamedTuple):
@@ -76,11 +78,13 @@ def read_underlay(link: netlink.Netlink, bind: str | None, mark: str, family: in
     }
     loopback = {index for index, seen in devices.items() if seen.name == "lo"}
     prefixes = _own_prefixes([*routes[socket.AF_INET], *routes[socket.AF_INET6]], ours | loopback)
-    mtu = holder.mtu
+    mtu, leave_by = holder.mtu, [holder.ifindex]
     if holder.ifindex in loopback:  # an address that a routing daemon announces: packets leave elsewhere
         out = [r for r in routes[socket.AF_INET if len(ip) == 4 else socket.AF_INET6] if r.prefix == 0]
-        mtu = min((devices[i].mtu for r in out for i in r.devices if i in devices), default=MTU_DEFAULT)
-    return Underlay(str(ipaddress.ip_address(ip)), holder.name, mtu, prefixes)
+        leave_by = [i for r in out for i in r.devices if i in devices]
+        mtu = min((devices[i].mtu for i in leave_by), default=MTU_DEFAULT)
+    cards = offload.stack(devices.values(), leave_by)
+    return Underlay(str(ipaddress.ip_address(ip)), holder.name, mtu, prefixes, tuple(cards))
 
 
 def _default_source(routes: Iterable[Route], held: Iterable[addresses.Seen]) -> bytes | None:

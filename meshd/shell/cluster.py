@@ -23,6 +23,7 @@ from meshd.config import (
 )
 from meshd.errors import Conflict, MeshdError, Unavailable
 from meshd.kernel.namespace import Namespace
+from meshd.kernel.offload import Device
 from meshd.messages import BlockAnswer, BlockAsk, Held, Hold, Message, News, SubnetAsk
 from meshd.model import (
     NO_PARENT,
@@ -71,6 +72,7 @@ from meshd.shell.holds import Holds
 from meshd.shell.journal import DiskWriter
 from meshd.shell.lag import Lag
 from meshd.shell.mtuwatch import MtuWatch
+from meshd.shell.offload import Offload
 from meshd.shell.reconcile import Reconciler
 from meshd.shell.streams import Streams
 from meshd.shell.tell import Teller
@@ -157,6 +159,7 @@ class Cluster:
         self._nursery: trio.Nursery | None = None
         self.desk = Desk()
         self.mtu = MtuWatch()
+        self.offload = Offload()
         self.forwarding: Forwarding | None = None
         self.ready = False
         self.left = trio.Event()
@@ -219,6 +222,10 @@ class Cluster:
         if degraded:
             found.append(f"UDP port {self._gossip_port} is blocked to or from: {', '.join(degraded)}")
         return found
+
+    def checksums(self) -> tuple[Sequence[Device], str, str]:
+        """Return the devices that overlay packets leave by, whether their checksums arrive right, and who found that."""
+        return self.offload.devices, self.offload.outcome, self.offload.detail(self.host_name)
 
     def figures(self) -> Figures:
         """Return what has been counted since the start."""

@@ -58,6 +58,9 @@ class OwnAddress:
                 self._move(Address(underlay.address, self._address.port))
             await cluster.publish_facts(self._facts(underlay))
             cluster.gossip.underlay(underlay.mtu)
+            cluster.offload.devices = await cluster.reconciler.in_kernel_thread(
+                cluster.kernel.offload, underlay.cards
+            )
             cluster.forwarding = await cluster.reconciler.in_kernel_thread(cluster.kernel.forwarding)
         except MeshdError as error:
             cluster.alarm(ALARM, f"peers cannot reach this host: {error.what}")

@@ -11,6 +11,7 @@ import msgspec
 from meshd.config import Settings
 from meshd.errors import KernelError
 from meshd.kernel.lan import Guest
+from meshd.kernel.offload import Device
 from meshd.kernel.sockets import Listener
 from meshd.kernel.vxlans import ForeignVxlan
 from meshd.messages import Message
@@ -428,6 +429,10 @@ class ClusterLike(Protocol):
 
     def health(self) -> list[str]:
         """Return what an operator should see to, a line each; empty when all is well."""
+        ...
+
+    def checksums(self) -> tuple[Sequence[Device], str, str]:
+        """Return the devices that overlay packets leave by, whether their checksums arrive right, and who found that."""
         ...
 
     def figures(self) -> Figures:

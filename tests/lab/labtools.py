@@ -3,11 +3,13 @@
 import itertools
 import re
 import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from meshctl.labhost import Host
@@ -57,6 +59,15 @@ Attach = Callable[..., Attached]
 
 NewNetwork = Callable[..., str]
 """``new_network(*flags, host=None, name="")``: see conftest.py."""
+
+
+ETHTOOL = Path(__file__).parents[1] / "ethtool.py"
+
+
+def switch(ns: str, device: str, command: int, value: int) -> None:
+    """Turn on or off what a device is left to do (tests/ethtool.py)."""
+    argv = [sys.executable, str(ETHTOOL), device, str(command), str(value)]
+    subprocess.run(["ip", "netns", "exec", ns, *argv], check=True)
 
 
 def no_ping_is_lost(pairs: list[tuple[Attached, Attached]], count: int = 3) -> None:

@@ -5,10 +5,11 @@ import subprocess
 import sys
 
 import pytest
-from labtools import Attach, Attached, NewNetwork, no_ping_is_lost
+from labtools import Attach, Attached, NewNetwork, no_ping_is_lost, switch
 
 from meshctl.labcluster import Lab
 from meshctl.labhost import Host, wait_for
+from tests.ethtool import ETHTOOL_STXCSUM
 
 ALL_NODES = "239.7.7.7"
 
@@ -110,6 +111,48 @@ def test_the_hosts_own_endpoint_goes_with_the_last_other_one_and_not_before(
     wait_for("it has gone", 10, lambda: own(first, network) == {})
     wait_for("its device too", 10, lambda: "mox" not in first.run("ip", "-br", "link").stdout)
     second.wait_rows(mine["mac"], there=False)
+
+
+def test_a_card_that_spoils_checksums_within_the_tunnel_is_told_with_what_to_switch_off(
+    lab3: Lab, new_network: NewNetwork, attach: Attach
+) -> None:
+    first, second, _ = lab3.hosts
+    network = new_network("--host-access")
+    here, there = attach(first, network), attach(second, network)
+
+    def checksums() -> tuple[str, str]:
+        (device,) = first.status()["offload"]
+        assert (device["device"], device["driver"]) == ("eth0", "veth")
+        return device["result"], device["detail"]
+
+    wait_for("it is tried", 30, lambda: checksums() == ("right", "right at host2"))
+    switch(first.ns, "eth0", ETHTOOL_STXCSUM, 0)  # else a veth computes none, and its receiver looks at none
+    lan = ["ip", "netns", "exec", lab3.lan, "nft"]
+    try:
+        subprocess.run([*lan, SPOILS], check=True)
+        wait_for("it is wrong", 60, lambda: checksums() == ("wrong", "wrong at host2"))
+        (line,) = first.status()["health"]
+        assert "that leave by eth0 (veth) arrive wrong at host2" in line
+        no_ping_is_lost([(here, there)])  # which is what makes it hard to find
+        (device,) = second.status()["offload"]
+        assert (device["result"], device["computes"]) == ("right", "card")
+    finally:
+        subprocess.run([*lan, "delete", "table", "bridge", "broken"], check=True)
+        switch(first.ns, "eth0", ETHTOOL_STXCSUM, 1)
+    wait_for("it is right again", 60, lambda: checksums() == ("right", "right at host2"))
+    assert first.status()["health"] == []
+
+
+SPOILS = """
+table bridge broken {
+  chain card {
+    type filter hook forward priority 0;
+    iifname "p1" udp dport 4789 @th,416,16 9 @th,448,16 != 0 @th,448,16 set 57005
+  }
+}
+"""
+"""What leaves host1 within a VXLAN frame (8 + 8 bytes, Ethernet's 14, IPv4's 20) as UDP to port 9 gets another checksum,
+unless it has none."""
 
 
 @pytest.mark.parametrize("flags, why", [

@@ -6,11 +6,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import pytest
-from labtools import Attached
+from labtools import Attached, switch
 
 from meshctl import labnet
 from meshctl.labcluster import Lab
 from meshctl.labhost import Host, wait_for
+from tests.ethtool import ETHTOOL_SGSO, ETHTOOL_STSO
 
 JUMBO = 9000
 NARROW = 1400
@@ -118,15 +119,6 @@ with socket.create_connection((sys.argv[1], 5001), timeout=20) as link:
         got += len(link.recv(65536))
     print(link.getsockopt(socket.IPPROTO_TCP, socket.TCP_MAXSEG))
 """
-NO_OFFLOAD = """
-import fcntl, socket, struct, sys, array
-SIOCETHTOOL, ETHTOOL_STSO, ETHTOOL_SGSO = 0x8946, 0x1F, 0x24
-with socket.socket() as any_socket:
-    for command in (ETHTOOL_STSO, ETHTOOL_SGSO):
-        value = array.array("B", struct.pack("=II", command, 0))
-        request = struct.pack("16sP", sys.argv[1].encode(), value.buffer_info()[0]) + bytes(16)
-        fcntl.ioctl(any_socket, SIOCETHTOOL, request)
-"""
 DEAF = """
 table ip deaf {
   chain in { type filter hook input priority 0; icmp type destination-unreachable drop; }
@@ -172,7 +164,8 @@ def test_tcp_passes_a_narrow_way_out_even_where_nobody_hears_that_it_is_narrow(j
     assert host.json("network", "inspect", "bridge")["mtu"] == JUMBO
     subprocess.run(["ip", "netns", "exec", ns, "nft", DEAF], check=True)
     for namespace, device in ((ns, "eth0"), (jumbo.lan, labnet.LAN_BRIDGE)):
-        subprocess.run(python(namespace, NO_OFFLOAD, device), check=True)
+        for command in (ETHTOOL_STSO, ETHTOOL_SGSO):
+            switch(namespace, device, command, 0)
     with narrow_way_out(jumbo, host):
         assert passes(ns, outside, NARROW)
         assert not passes(ns, outside, NARROW + 1)

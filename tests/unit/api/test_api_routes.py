@@ -190,6 +190,12 @@ async def test_status_has_the_contracts_fields():
     assert found["digest"] == site.cluster.store.digest.hex()
     assert found["kernel"] == {"in_sync": True, "missing": 0, "stale": 0}
     assert found["keys"] == {"primary": "0001"}
+    result = {"result": "right", "detail": "right at host2"}
+    assert found["offload"] == [
+        {"device": "eth0", "driver": "ixgbe", "computes": "card", "features": ["tx-checksum-ip-generic"]}
+        | result,
+        {"device": "vlan7", "driver": "", "computes": "kernel", "features": []} | result,
+    ]
     assert (found["ready"], found["networks"], found["endpoints"], found["health"]) == (True, 0, 0, [])
 
 

@@ -15,6 +15,8 @@ STATUS = {
     "cluster": {"id": "c3" * 4, "alive": 2, "suspect": 1, "failed": 0, "left": 0}, "digest": "d4" * 16, "networks": 4,
     "endpoints": 9, "kernel": {"in_sync": False, "missing": 2, "stale": 1}, "keys": {"primary": "1f2e"},
     "health": ["host2 is reached by stream only"], "loop": {"lag_ms": 0.21, "lag_worst_ms": 31.5},
+    "offload": [{"device": "eth0", "driver": "ixgbe", "computes": "card", "features": ["tx-checksum-ip-generic"],
+                 "result": "right", "detail": "right at host2"}],
 }  # fmt: skip
 FINDING = {"object": "fdb", "what": "02:00:00:00:00:01 dev mv1", "why": "host2 says so"}
 
@@ -57,6 +59,7 @@ def test_status_says_what_is_out_of_step(daemon, meshctl):
     daemon.answers["GET /v1/status"] = (200, STATUS)
     lines = dict(line.split(":", 1) for line in meshctl("status").stdout.splitlines())
     assert lines["loop"].strip() == "woke 0.2 ms late, at worst 31.5 ms within a minute"
+    assert lines["checksums"].strip() == "right: eth0 (ixgbe), computed by the card; right at host2"
     assert lines["kernel"].strip() == "2 missing, 1 stale"
     assert lines["cluster"].strip() == f"2 alive, 1 suspect, 0 failed, 0 left; id {'c3' * 4}"
     assert lines["health"].strip() == "host2 is reached by stream only"

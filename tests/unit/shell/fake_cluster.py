@@ -13,6 +13,7 @@ import trio
 
 from meshd.config import Settings
 from meshd.errors import Conflict, KernelError, Unavailable
+from meshd.kernel.offload import Device
 from meshd.messages import BlockAsk, SubnetAsk
 from meshd.model import (
     FIRST_LOCAL_KIND,
@@ -377,6 +378,10 @@ class FakeCluster:
 
     def health(self):
         return []
+
+    def checksums(self):
+        active = ("tx-checksum-ip-generic",)
+        return [Device("eth0", "ixgbe", active), Device("vlan7", "", ())], "right", "right at host2"
 
     def figures(self):
         return Figures(
