@@ -1,10 +1,10 @@
 """ADD and DEL of the CNI executable beside the reference plugins (bridge, host-local, portmap), whole processes, in turn
 in one run on one host of a lab.
 
-    python tests/bench/bench_cni.py [--rounds 50] [--parallel 64]
+    python tests/bench/bench_cni.py [--rounds 50] [--parallel 64] [--parallel-rounds 5]
 
-Printed: each way in milliseconds, then ratios of medians to the reference doing the same, then that many ADDs (and
-DELs) started at once, until the last is done. Reference DEL includes the kernel's removal of the link; ours goes on
+Printed: each way in milliseconds, then that many ADDs (and DELs) started at once, until the last is done, then ratios of
+medians to the reference doing the same. Reference DEL includes the kernel's removal of the link; ours goes on
 behind the answer, so a pause between the steps keeps it out of the next one's time. Targets: issue 5.
 """
 
@@ -93,7 +93,7 @@ def chains(lab, folder):
 
 
 def one_by_one(lab, ways, rounds):
-    """Measure each way in turn; return medians by (what, who, command)."""
+    """Measure each way in turn; return milliseconds by (what, who, command)."""
     times = {}
     for number in range(rounds):
         for what, pair in ways.items():
@@ -108,9 +108,7 @@ def one_by_one(lab, ways, rounds):
                 time.sleep(PAUSE_S)
                 labnet.ip("netns", "del", ns)
                 time.sleep(CLEANED_S)
-    for (what, who, command), values in times.items():
-        show(f"{command} {what}, {who}", values, "ms")
-    return {key: statistics.median(values) for key, values in times.items()}
+    return times
 
 
 def at_once(lab, chain, count):
@@ -139,6 +137,28 @@ def at_once(lab, chain, count):
     return took
 
 
+def all_at_once(lab, ways, rounds, count):
+    """Measure two of the ways in turn; return milliseconds by (what, who, command)."""
+    times = {}
+    for _ in range(rounds):
+        for what in ("plain", "ipMasq"):
+            for who, chain in zip(("meshd", "reference"), ways[what], strict=True):
+                for command, took in zip(("ADD", "DEL"), at_once(lab, chain, count), strict=True):
+                    times.setdefault((f"{what}, {count} at once", who, command), []).append(took)
+                time.sleep(1)  # the kernel takes the namespaces apart
+    return times
+
+
+def ratios(times):
+    """Print all, then each median beside the reference's."""
+    for (what, who, command), values in times.items():
+        show(f"{command} {what}, {who}", values, "ms")
+    for (what, who, command), values in times.items():
+        if who == "meshd":
+            ratio = statistics.median(values) / statistics.median(times[what, "reference", command])
+            print(f"{command} {what}: {ratio:.2f} times the reference")
+
+
 def enter(namespace):
     """Enter a network namespace: no ip-netns(8) is to be part of what is measured."""
     if ctypes.CDLL(None).setns(namespace, CLONE_NEWNET):
@@ -149,6 +169,7 @@ def main():
     parser = argparse.ArgumentParser()
     parser.add_argument("--rounds", type=int, default=50)
     parser.add_argument("--parallel", type=int, default=64)
+    parser.add_argument("--parallel-rounds", type=int, default=5)
     args = parser.parse_args()
     if not (REFERENCE / "bridge").exists():
         sys.exit("needs containernetworking-plugins")
@@ -162,15 +183,8 @@ def main():
             host.json("network", "create", "masq", "-d", "bridge")
             enter(os.open(f"/run/netns/{host.ns}", os.O_RDONLY))
             ways = chains(lab, Path(folder))
-            medians = one_by_one(lab, ways, args.rounds)
-            for what in ways:
-                for command in ("ADD", "DEL"):
-                    ratio = medians[what, "meshd", command] / medians[what, "reference", command]
-                    print(f"{command} {what}: {ratio:.2f} times the reference")
-            for what in ("plain", "ipMasq"):
-                for who, chain in zip(("meshd", "reference"), ways[what], strict=True):
-                    add, delete = at_once(lab, chain, args.parallel)
-                    print(f"{args.parallel} at once, {what}, {who}: ADD {add:.0f} ms, DEL {delete:.0f} ms")
+            ratios(one_by_one(lab, ways, args.rounds))
+            ratios(all_at_once(lab, ways, args.parallel_rounds, args.parallel))
         finally:
             enter(own)  # what is in the host's namespace is ended with it
             lab.down()
