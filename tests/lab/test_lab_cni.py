@@ -174,7 +174,7 @@ def test_what_the_kernel_refuses_is_rolled_back_whole(lab3: Lab, runtime: Runtim
     with pytest.raises(CniError, match=r"eth0 cannot have the address .*: ") as refused:
         runtime.add("c1", f"/run/netns/{ns}")
     assert refused.value.code == 100
-    assert devices(ns) == {"lo"}
+    wait_for("the interface goes", SETTLE_S, lambda: devices(ns) == {"lo"})
     assert endpoints(runtime.host, runtime.name) == []
     runtime.host.wait_in_sync()
 
