@@ -23,9 +23,10 @@ ROOT = Path(__file__).parents[2]
 CACHE = ROOT / ".cache"
 PACKAGES = (
     "systemd", "systemd-sysv", "dbus", "iproute2", "nftables", "python3", "iputils-ping", "adduser",
-    "init-system-helpers", "procps", "kmod",
+    "init-system-helpers", "procps", "kmod", "curl",
 )  # fmt: skip
-"""What a Debian 12 server has by default, and what the package depends on: nothing is fetched on the hosts."""
+"""What a Debian 12 server has by default, what the package depends on, and what README's commands use: nothing is fetched
+on the hosts."""
 TOOLS = {"mmdebstrap": "mmdebstrap", "systemd-nspawn": "systemd-container"}
 SOURCES = ("/etc/apt/sources.list", "/etc/apt/sources.list.d/debian.sources")
 BOOT_S = 60.0
@@ -126,7 +127,10 @@ class BootedHost:
         assert self._process.poll() is None, self.console.read_text()
         children = Path(f"/proc/{self._process.pid}/task/{self._process.pid}/children")
         said = children.read_text().split()
-        if not said or Path(f"/proc/{said[0]}/comm").read_text().strip() != "systemd":
+        try:
+            if not said or Path(f"/proc/{said[0]}/comm").read_text().strip() != "systemd":
+                return False
+        except (FileNotFoundError, ProcessLookupError):  # a helper of nspawn's, gone meanwhile
             return False
         self._init = int(said[0])
         return True

@@ -6,6 +6,7 @@ from collections.abc import Generator, Iterator
 from pathlib import Path
 
 import pytest
+from bootedmesh import NEXT, VERSION, build
 from realdocker import Engine
 from realtools import Image
 
@@ -92,3 +93,10 @@ def engines(real_lab: Lab, tmp_path_factory: pytest.TempPathFactory) -> Iterator
     finally:
         for engine in made:
             engine.down()
+
+
+@pytest.fixture(scope="session")
+def packages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """The Debian package of this checkout, as two versions."""
+    folder = tmp_path_factory.mktemp("deb")
+    return {version: build(version, folder) for version in (VERSION, NEXT)}

@@ -1,160 +1,51 @@
-"""meshd from its Debian package on hosts booted by systemd: install, start, restart, crash, upgrade, reboot, purge."""
+"""meshd from its Debian package on hosts booted by systemd: start, restart, crash, watchdog, upgrade, reboot, leave,
+purge. README's quickstart on fresh hosts: test_real_quickstart.py."""
 
 import json
-import os
 import re
-import subprocess
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
 import pytest
-from booted import ROOT, BootedHost, BootedLan, wait_for
+from booted import BootedHost, BootedLan, wait_for
+from bootedmesh import (
+    NEXT,
+    UNIT_S,
+    VERSION,
+    Container,
+    alive,
+    ask,
+    form,
+    has_version,
+    install,
+    knows,
+    main_pid,
+    pinged,
+    state_of,
+    wait_alive,
+    wait_in_sync,
+    wait_ready,
+)  # fmt: skip
 
 pytestmark = [pytest.mark.long, pytest.mark.timeout(900)]
 
-VERSION, NEXT = "0.1.0", "0.1.1"
-NETWORK = "blue"
-PING_EVERY_S = 0.01
-UNIT_S = 30.0
-TRAFFIC_S = 1.0  # how long traffic is watched after what happened to the daemon is over
-
-
-def build(version: str, folder: Path) -> Path:
-    """Build the package of this checkout under a version, and return its copy in ``folder``."""
-    done = subprocess.run(
-        ["systemd/deb/build"], cwd=ROOT, env={**os.environ, "VERSION": version, "OUT": str(folder)},
-        capture_output=True, text=True, check=False,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    return Path(done.stdout.split()[-1])
-
-
-@pytest.fixture(scope="module")
-def packages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    folder = tmp_path_factory.mktemp("deb")
-    return {version: build(version, folder) for version in (VERSION, NEXT)}
+KILLS = 100
+RESTART_S = 1.0  # RestartSec=
+WATCHDOG_S = 60.0  # 30 the unit's, 10 more until what does not even take SIGABRT is killed, 1 to the restart
+VERDICT_S = 30.0
 
 
 @pytest.fixture(scope="module")
 def lan(packages: dict[str, Path]) -> Iterator[BootedLan]:
-    """Three booted hosts with the package, one cluster with one overlay: made as README says."""
+    """Three booted hosts with the package, one cluster with one overlay."""
     made = BootedLan(3)
     try:
-        for host in made.hosts:
-            install(host, packages[VERSION])
-        first, *others = made.hosts
-        said = json.loads(first.run("meshctl", "-o", "json", "init").stdout)
-        for host in others:
-            host.run("meshctl", "join", said["token"])
-        for host in made.hosts:
-            wait_alive(host, 3)
-        first.run("meshctl", "network", "create", NETWORK)
+        form(made, packages[VERSION])
         yield made
     finally:
         made.remove()
-
-
-def install(host: BootedHost, package: Path) -> str:
-    """Install a package by apt, which has no network here; return what it said."""
-    host.put(package, "/root/meshd.deb")
-    return host.sh(
-        "DEBIAN_FRONTEND=noninteractive apt-get install -y --allow-downgrades /root/meshd.deb 2>&1"
-    )
-
-
-def ask(host: BootedHost, *words: str) -> object:
-    """Run ``meshctl -o json WORDS`` and return its document; None where it fails."""
-    done = host.run("meshctl", "-o", "json", *words, check=False)
-    return json.loads(done.stdout) if done.returncode == 0 else None
-
-
-def alive(host: BootedHost) -> list[str]:
-    members = ask(host, "members")
-    return [m["name"] for m in members if m["state"] == "alive"] if isinstance(members, list) else []
-
-
-def wait_alive(host: BootedHost, count: int) -> None:
-    wait_for(f"{count} live members on {host.name}", lambda: len(alive(host)) == count, UNIT_S)
-
-
-def wait_ready(host: BootedHost) -> None:
-    wait_for(
-        f"{host.name} to be ready", lambda: isinstance(s := ask(host, "status"), dict) and s["ready"], UNIT_S
-    )
-
-
-def wait_in_sync(host: BootedHost) -> None:
-    wait_for(
-        f"{host.name}'s kernel", lambda: host.run("meshctl", "diff", check=False).returncode == 0, UNIT_S
-    )
-
-
-def knows(host: BootedHost, network: str) -> bool:
-    return isinstance(ask(host, "network", "inspect", network), dict)
-
-
-def has_version(seen_from: BootedHost, host: BootedHost, version: str) -> bool:
-    members = ask(seen_from, "members")
-    rows = members if isinstance(members, list) else []
-    return any(row["name"] == host.name and row["version"] == version for row in rows)
-
-
-def main_pid(host: BootedHost) -> int:
-    return int(host.sh("systemctl show --value --property=MainPID meshd"))
-
-
-def is_restarted(host: BootedHost, before: int) -> bool:
-    return main_pid(host) not in (0, before)
-
-
-KEEP_PID = 'echo $$ >"$0"; exec "$@"'
-
-
-class Container:
-    """A process on the overlay, by ``meshctl run``."""
-
-    def __init__(self, host: BootedHost, name: str, *command: str) -> None:
-        self.host = host
-        self.name = name
-        self.pid_file = f"/run/{name}.pid"
-        self.process = subprocess.Popen(
-            host.argv("meshctl", "run", NETWORK, "--name", name, "--", "sh", "-c", KEEP_PID, self.pid_file, *command),
-            stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-        )  # fmt: skip
-        wait_for(f"endpoint {name}", lambda: bool(self.address), UNIT_S)
-
-    @property
-    def address(self) -> str:
-        found = ask(self.host, "endpoint", "ls")
-        rows = found if isinstance(found, list) else []
-        return next((row["ips"][0].split("/")[0] for row in rows if row["name"] == self.name), "")
-
-    def end(self) -> str:
-        """Interrupt it, wait until its endpoint is gone, and return what it printed."""
-        self.host.sh(f"kill -INT $(cat {self.pid_file})")  # nsenter passes no signal on
-        said, _ = self.process.communicate(timeout=UNIT_S)
-        return said
-
-
-@contextmanager
-def pinged(source: BootedHost, target: BootedHost) -> Iterator[None]:
-    """Ping from a container on one host to one on the other every 10 ms; at the end, every ping was answered."""
-    server = Container(target, "server", "sleep", "infinity")
-    wait_in_sync(source)
-    client = Container(source, "client", "ping", "-n", "-i", str(PING_EVERY_S), server.address)
-    time.sleep(TRAFFIC_S)
-    try:
-        yield
-        time.sleep(TRAFFIC_S)
-    finally:
-        said = client.end()
-        server.end()
-    seen = {int(number) for number in re.findall(r"icmp_seq=(\d+)", said)}
-    assert len(seen) > TRAFFIC_S / PING_EVERY_S
-    assert set(range(1, max(seen) + 1)) - seen == set()
 
 
 def test_a_fresh_installation_has_its_user_its_settings_and_one_cluster(lan: BootedLan) -> None:
@@ -172,6 +63,7 @@ def test_a_fresh_installation_has_its_user_its_settings_and_one_cluster(lan: Boo
         assert host.sh("stat -c '%a %U:%G' /run/meshd/api.sock /etc/meshd/keyring /etc/meshd/meshd.toml").splitlines() == [
             "660 root:meshd", "600 meshd:meshd", "640 root:meshd"
         ]  # fmt: skip
+        assert host.run("meshd", "--config", "/nowhere", "--check", check=False).returncode == 2
 
 
 def test_the_journal_has_the_logs_fields(lan: BootedLan) -> None:
@@ -182,6 +74,10 @@ def test_the_journal_has_the_logs_fields(lan: BootedLan) -> None:
     assert entry["MESSAGE"].startswith("audit ")
     assert (entry["MESHD_RESULT"], entry["MESHD_OBJECT"]) == ("not-found", "nowhere")
     assert entry["PRIORITY"] == "6"
+
+
+def is_restarted(host: BootedHost, before: int) -> bool:
+    return main_pid(host) not in (0, before)
 
 
 @pytest.mark.parametrize("command", ["restart", "reload", "stop meshd; systemctl start"])
@@ -210,6 +106,37 @@ def test_a_killed_daemon_comes_back_by_itself_and_costs_no_packet(lan: BootedLan
             wait_ready(host)
         wait_alive(second, 3)
     for host in lan.hosts:
+        wait_in_sync(host)
+
+
+@pytest.mark.timeout(3600)
+def test_a_hundred_kills_cost_no_packet(lan: BootedLan) -> None:
+    """One after the other of three daemons, each back by its unit alone before the next goes."""
+    first, _, third = lan.hosts
+    with pinged(third, first):
+        for number in range(KILLS):
+            host = lan.hosts[number % len(lan.hosts)]
+            before = main_pid(host)
+            host.sh(f"kill -9 {before}")
+            wait_for("another main process", partial(is_restarted, host, before), UNIT_S)
+            wait_ready(host)
+        for host in lan.hosts:
+            wait_alive(host, 3)
+    for host in lan.hosts:
+        wait_in_sync(host)
+
+
+def test_a_daemon_that_stands_still_is_ended_by_the_watchdog_and_costs_no_packet(lan: BootedLan) -> None:
+    first, second, third = lan.hosts
+    with pinged(third, first):
+        before = main_pid(first)
+        first.sh(f"kill -STOP {before}")
+        wait_for("another main process", partial(is_restarted, first, before), WATCHDOG_S)
+        wait_ready(first)
+        for host in lan.hosts:
+            wait_alive(host, 3)
+    assert "Watchdog timeout" in first.sh("journalctl -u meshd -o cat")
+    for host in (first, second, third):
         wait_in_sync(host)
 
 
@@ -250,21 +177,54 @@ def test_a_rebooted_host_is_a_member_again_and_its_neighbours_traffic_goes_on(la
         wait_alive(first, 3)
     assert ask(second, "endpoint", "ls", "--host", "host2") == []
     wait_in_sync(second)
-    joined = second.sh(
-        "systemctl show --value --property=ActiveEnterTimestampMonotonic,ExecMainStartTimestampMonotonic meshd"
-    )
-    ready_us, started_us = (int(value) for value in sorted(joined.split(), reverse=True))
-    print(f"from the unit's start to ready after a reboot: {(ready_us - started_us) / 1e6:.2f} s")
 
 
 def test_a_host_whose_power_fails_comes_back_with_its_networks(lan: BootedLan) -> None:
-    second = lan.hosts[1]
+    first, second, _ = lan.hosts
     second.pull_the_plug()
+    wait_for("host1 to see it failed", lambda: state_of(first, "host2") == "failed", VERDICT_S)
     second.boot()
+    wait_alive(first, 3)
     wait_alive(second, 3)
+    print(f"from the unit's start to a member that others see alive: {joined_after(second, first):.2f} s")
     container = Container(second, "after", "sleep", "infinity")
     assert container.address
     container.end()
+
+
+def joined_after(host: BootedHost, seen_from: BootedHost) -> float:
+    """Return how long after its unit's start a host was alive to another one, seconds."""
+    said = host.sh("systemctl show --value --property=ExecMainStartTimestampMonotonic meshd")
+    started = int(said) / 1e6 + time.time() - time.monotonic()
+    events = [
+        json.loads(line) for line in seen_from.run("meshctl", "-o", "json", "events").stdout.splitlines()
+    ]
+    seen = [e["time"] for e in events if (e["kind"], e.get("host")) == ("member-alive", host.name)]
+    return float(seen[-1]) - started
+
+
+def test_a_host_that_leaves_is_down_until_it_is_started_and_costs_no_packet(lan: BootedLan) -> None:
+    first, second, third = lan.hosts
+    units = ("meshd.service", "meshd.socket", "meshd-cni.socket", "meshd-docker.socket")
+    with pinged(third, first):
+        second.run("meshctl", "leave")
+        for unit in units:
+            wait_for(f"{unit} to be down", lambda unit=unit: active(second, unit) == ["inactive"], UNIT_S)
+        wait_for("host1 to know", lambda: state_of(first, "host2") == "left", UNIT_S)
+        assert second.run("meshctl", "members", check=False).returncode == 3  # nobody is started by a client
+        time.sleep(2 * RESTART_S)
+        assert active(second, *units) == ["inactive"] * len(units)
+        assert second.sh("ip -o link show type vxlan") == ""
+        second.run("systemctl", "start", "meshd")
+        for host in lan.hosts:
+            wait_alive(host, 3)
+    container = Container(second, "again", "sleep", "infinity")
+    assert container.address
+    container.end()
+
+
+def active(host: BootedHost, *units: str) -> list[str]:
+    return host.run("systemctl", "is-active", *units, check=False).stdout.split()
 
 
 def test_a_removal_warns_of_endpoints_and_a_purge_leaves_nothing(
