@@ -256,6 +256,8 @@ WATCHDOG_ROUND_SHARE = 1 / 8  # a loop with nothing to do goes round so often
 WATCHDOG_PATIENCE = {  # in periods: a loop that has not gone round for so long has stalled
     "gossip": 0.5,
     "api": 0.5,
+    "cni": 0.5,
+    "docker": 0.5,
     "netlink": 3.0,  # of 30 s (the unit's): one nft may take NFT_TIMEOUT_S, one netlink answer NETLINK_REPLY_S
 }
 

@@ -243,11 +243,11 @@ async def _serve(
         docker.keep_all_aux(cluster)
         api = await server.open_api(cluster, run_dir, passed.take("api"), watchdog.loop("api"))
         await nursery.start(api.serve)
-        cni_server, cni = await server.open_cni(cluster, run_dir, passed.take("cni"))
+        cni_server, cni = await server.open_cni(cluster, run_dir, passed.take("cni"), watchdog.loop("cni"))
         await nursery.start(cni_server.serve)
         if cluster.settings.docker.names:
             nursery.start_soon(dockernames.Names(cluster, cluster.settings.docker.socket).run)
-        plugin = _docker(cluster, passed)
+        plugin = _docker(cluster, passed, watchdog)
         if plugin is not None:
             await nursery.start(plugin.run)
         for unserved in passed.close():
@@ -284,7 +284,7 @@ async def _serve(
         nursery.cancel_scope.cancel()
 
 
-def _docker(cluster: Cluster, passed: Passed) -> server.DockerServer | None:
+def _docker(cluster: Cluster, passed: Passed, watchdog: Watchdog) -> server.DockerServer | None:
     """Make the server of Docker's plugin socket, unless the configuration turns it off."""
     path = cluster.settings.host.docker_plugin_socket
     if not path:
@@ -296,7 +296,7 @@ def _docker(cluster: Cluster, passed: Passed) -> server.DockerServer | None:
         else:
             cluster.calm(NO_DOCKER)
 
-    return server.DockerServer(cluster, path, passed.take("docker"), troubled)
+    return server.DockerServer(cluster, path, passed.take("docker"), troubled, watchdog.loop("docker"))
 
 
 NO_DOCKER = "no-docker"

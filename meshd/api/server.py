@@ -81,11 +81,13 @@ class DockerServer:
         path: str,
         passed: Sequence[socket.socket],
         troubled: Callable[[str], None],
+        loop: Loop | None = None,
     ) -> None:
         access = Access(os.geteuid(), None)
+        self._loop = loop or Loop()
         self._server = Server(
             cnm.CnmApi(cluster, access).handle, access.may_change, refuse=cnm.refuse,
-            body_max_bytes=config.CNM_BODY_MAX_BYTES, connections=config.CNM_CONNECTIONS,
+            body_max_bytes=config.CNM_BODY_MAX_BYTES, connections=config.CNM_CONNECTIONS, loop=self._loop,
         )  # fmt: skip
         self._path = path
         self._passed = passed
@@ -101,7 +103,8 @@ class DockerServer:
             task_status.started()
             task_status = trio.TASK_STATUS_IGNORED
         while standing is None:
-            with trio.move_on_after(config.CNM_RETRY_S):
+            self._loop.goes_round()
+            with trio.move_on_after(min(config.CNM_RETRY_S, self._loop.every_s)):
                 await self._stopping.wait()
                 return
             standing = self._stand()
@@ -129,7 +132,7 @@ class DockerServer:
 
 
 async def open_cni(
-    cluster: ClusterLike, run_dir: Path, passed: Sequence[socket.socket] = ()
+    cluster: ClusterLike, run_dir: Path, passed: Sequence[socket.socket] = (), loop: Loop | None = None
 ) -> tuple[ApiServer, Cni]:
     """Listen on what systemd ``passed`` for CNI, else at ``run_dir``/cni.sock, for root alone: who asks for an endpoint
     names a namespace, and is believed. Raises as ``open_api`` does."""
@@ -147,6 +150,7 @@ async def open_cni(
         access.may_change,
         body_max_bytes=config.CNI_BODY_MAX_BYTES,
         connections=config.CNI_CONNECTIONS,
+        loop=loop,
     )
     return ApiServer(standing, server), cni
 

@@ -43,16 +43,17 @@ def period_of(environ: Mapping[str, str], pid: int) -> float:
 
 
 class Watchdog:
-    """Loops and the hand that feeds. ``period_s``: see ``period_of``."""
+    """Loops and the hand that feeds. ``period_s``: see ``period_of``. Only loops that were asked for count: without Docker
+    there is none of Docker's."""
 
     def __init__(self, period_s: float = math.inf) -> None:
         self.period_s = period_s
-        self._loops = {name: Loop(period_s * WATCHDOG_ROUND_SHARE) for name in WATCHDOG_PATIENCE}
+        self._loops: dict[str, Loop] = {}
         self._said: list[str] = []
 
     def loop(self, name: str) -> Loop:
         """Return the loop of that name, one of WATCHDOG_PATIENCE."""
-        return self._loops[name]
+        return self._loops.setdefault(name, Loop(self.period_s * WATCHDOG_ROUND_SHARE))
 
     def stalled(self, now: float) -> list[str]:
         """Name the loops that have not gone round for longer than their share of the period."""

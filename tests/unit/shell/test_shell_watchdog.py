@@ -1,4 +1,4 @@
-"""The watchdog's rule on a clock that jumps, and that each of the three loops says that it goes round: with nothing to
+"""The watchdog's rule on a clock that jumps, and that each loop says that it goes round: with nothing to
 do as well, and not while it waits for what does not come."""
 
 import re
@@ -10,6 +10,7 @@ import pytest
 import trio
 
 from meshd.api.http import Server
+from meshd.api.server import DockerServer
 from meshd.config import NETLINK_REPLY_S, NFT_TIMEOUT_S, WATCHDOG_FEED_SHARE, WATCHDOG_PATIENCE
 from meshd.errors import ConfigError
 from meshd.shell.gossip import Gossip
@@ -59,6 +60,14 @@ async def test_one_loop_that_stalls_stops_the_feeding_until_it_goes_round_again(
     going.add(stalled)
     await trio.sleep(PERIOD_S)
     assert fed.times[-1] > last
+
+
+async def test_a_loop_that_nobody_asked_for_is_not_waited_for(autojump_clock, nursery):
+    watchdog, fed = Watchdog(PERIOD_S), Fed()
+    nursery.start_soon(watchdog.run, fed, "WATCHDOG=1")
+    await trio.sleep(10 * PERIOD_S - 1)
+    assert watchdog.stalled(trio.current_time()) == []
+    assert len(fed.times) == 10 / WATCHDOG_FEED_SHARE
 
 
 async def test_where_nobody_watches_nothing_is_fed_and_no_loop_is_woken(autojump_clock):
@@ -130,6 +139,14 @@ async def test_the_api_loop_goes_round_without_clients_and_ends_at_once(tmp_path
         await nursery.start(server.serve, [sock])
         assert await rounds(loop, 3, mock_clock) == 3
         server.stop()
+
+
+async def test_dockers_loop_goes_round_while_there_is_no_docker(tmp_path, mock_clock, nursery):
+    loop = Loop(every_s=5.0)
+    plugin = DockerServer(None, str(tmp_path / "none" / "meshd.sock"), [], print, loop)
+    await nursery.start(plugin.run)
+    assert await rounds(loop, 3, mock_clock) == 3
+    await plugin.stop()
 
 
 async def test_the_netlink_loop_goes_round_unless_a_kernel_call_does_not_return(mock_clock, nursery):
