@@ -40,6 +40,10 @@ class Host(Protocol):
         """Bound a wait that a stopping server may cut short at once."""
         ...
 
+    def silent(self, peer: Peer, /) -> AbstractContextManager[trio.CancelScope]:
+        """Bound a wait for a peer's next request, which also ends where its place is needed."""
+        ...
+
 
 class Connection:
     """One client: reads a request, has it answered, and again while both sides want to."""
@@ -107,7 +111,7 @@ class Connection:
     async def _head(self) -> h11.Request | None:
         """Wait for a request to begin, then read its head within API_HEADER_S."""
         if not self.http.trailing_data[0]:
-            with self.host.waiting(config.API_IDLE_S) as scope:
+            with self.host.silent(self.peer) as scope:
                 if not await self._fill():
                     return None
             if scope.cancelled_caught:

@@ -68,6 +68,7 @@ class Server:
         self._peer_of = peer_of
         self._taken: dict[int, int] = {}
         self._waiting: set[trio.CancelScope] = set()
+        self._silent: dict[trio.CancelScope, tuple[int, float]] = {}  # the oldest first: whose, since when
 
     async def serve(
         self,
@@ -102,6 +103,16 @@ class Server:
             finally:
                 self._waiting.discard(scope)
 
+    @contextmanager
+    def silent(self, peer: Peer) -> Iterator[trio.CancelScope]:
+        """Bound a wait for a peer's next request, which also ends where its place is needed."""
+        with self.waiting(config.API_IDLE_S) as scope:
+            self._silent[scope] = (peer.uid, trio.current_time())
+            try:
+                yield scope
+            finally:
+                self._silent.pop(scope, None)
+
     async def _accept(self, listener: socket.socket, clients: trio.Nursery) -> None:
         """Take connections; nothing here waits for a client (Calico Typha CVE-2023-41378)."""
         while not self.stopping:
@@ -135,7 +146,8 @@ class Server:
                 )
 
     def _take(self, uid: int) -> bool:
-        """Count a connection in, or say that there is no place for it. Root is bound by the total alone."""
+        """Count a connection in, or say that there is no place for it. Root is bound by the total alone. The place of
+        one that ends now for this one is free in a moment."""
         total = sum(self._taken.values())
         if uid == 0:
             free = total < self._connections
@@ -146,9 +158,23 @@ class Server:
                 and others < self._connections - config.API_CONNECTIONS_FOR_ROOT
                 and self._taken.get(uid, 0) < config.API_CONNECTIONS_PER_UID
             )
-        if free:
+        taken = free or self._shed(uid)
+        if taken:
             self._taken[uid] = self._taken.get(uid, 0) + 1
-        return free
+        return taken
+
+    def _shed(self, uid: int) -> bool:
+        """End the connection that has been silent for longest, if for so long that it is not about to speak: of the
+        same user, or anybody's for root. Say whether there was one."""
+        since_at_most = trio.current_time() - config.API_HEADER_S
+        for scope, (owner, since) in self._silent.items():
+            if since > since_at_most:
+                break
+            if uid in (0, owner):
+                del self._silent[scope]
+                scope.cancel()
+                return True
+        return False
 
     def _release(self, uid: int) -> None:
         self._taken[uid] -= 1

@@ -373,6 +373,31 @@ async def test_one_user_cannot_take_all_places(tmp_path, autojump_clock):
         assert site.server._taken == {}
 
 
+@pytest.mark.parametrize(
+    ("uid", "silent", "newcomer", "served"),
+    [(0, config.API_CONNECTIONS, 0, True), (1000, config.API_CONNECTIONS_PER_UID, 1000, True),
+     (1000, config.API_CONNECTIONS_PER_UID, 1001, True), (0, config.API_CONNECTIONS, 1000, False)],
+)  # fmt: skip
+async def test_who_is_silent_for_long_gives_way_to_roots_and_the_same_users_next_connection(
+    uid, silent, newcomer, served, tmp_path, autojump_clock
+):
+    uids = iter([uid] * silent + [newcomer] * 2)
+    async with serving(tmp_path, peer_of=lambda sock: Peer(next(uids), 1, 1)) as site:
+        clients = [await site.connect() for _ in range(silent)]
+        await trio.testing.wait_all_tasks_blocked()
+        at_once = parse(await site.say(LAST % b"at-once"))[0][0]
+        assert at_once == (200 if newcomer == 1001 else 503)
+        await trio.sleep(config.API_HEADER_S)
+        assert parse(await site.say(LAST % b"later"))[0][0] == (200 if served else 503)
+        await trio.testing.wait_all_tasks_blocked()
+        ended = 1 if newcomer == uid else 0
+        assert site.server._taken == {uid: silent - ended}
+        for client in clients[:ended]:
+            assert await client.receive_some(1) == b""  # the oldest
+        for client in clients:
+            await client.aclose()
+
+
 # --- streams --------------------------------------------------------------------------------------------------
 async def test_a_stream_ends_with_a_proper_last_chunk_when_the_server_stops(tmp_path, autojump_clock):
     async with serving(tmp_path) as site:
