@@ -45,7 +45,8 @@ from meshd.api.views import EndpointView
 from meshd.errors import BadRequest, Conflict, KernelError, MeshdError, NotFound, Unavailable
 from meshd.kernel import inside
 from meshd.model import EndpointId, text_id, text_ip, text_mac
-from meshd.shell import networks, runtimes
+from meshd.plan.publish import parse_all
+from meshd.shell import networks, publish, runtimes
 from meshd.shell.attach import Attached, AttachRequest, attach, refusals
 from meshd.shell.detach import detach, detach_ahead
 from meshd.shell.runtimes import Owner, find, find_anywhere, owned
@@ -171,7 +172,14 @@ async def _add(cluster: ClusterLike, call: CniCall, config: Config) -> bytes:
             "choose another name",
         )
     _limited(cluster, config, wanted)
-    found = await attach(cluster, _request(cluster, call, config, owner, wanted), str(owner))
+    wanted = _once(cluster, owner, wanted)
+    try:
+        request = _request(cluster, call, config, owner, wanted)
+        found = await attach(cluster, request, str(owner), spare=call.sockets)
+    except publish.Taken as taken:
+        if call.looks:
+            return cnirecords.whose(taken.inodes)
+        raise
     try:
         steps, given = _plumbing(cluster, call, found, seen, wanted, owner)
         return cnirecords.done(result(config, given), steps, created=found.created)
@@ -180,6 +188,21 @@ async def _add(cluster: ClusterLike, call: CniCall, config: Config) -> bytes:
             with trio.CancelScope(shield=True):
                 await detach(cluster, found.id)
         raise
+
+
+def _once(cluster: ClusterLike, owner: Owner, wanted: Wish) -> Wish:
+    """Leave out the ports that another of the container's endpoints publishes: podman asks for all of them on each of
+    its networks, and a port leads to one."""
+    if not wanted.published:
+        return wanted
+    others = {
+        text
+        for other, held in owned(cluster).items()
+        if other.container == owner.container and other != owner and held in cluster.endpoints
+        for text in cluster.endpoints[held].published
+    }
+    asked = [str(one) for one in parse_all(wanted.published)]
+    return msgspec.structs.replace(wanted, published=tuple(text for text in asked if text not in others))
 
 
 def _limited(cluster: ClusterLike, config: Config, wanted: Wish) -> None:

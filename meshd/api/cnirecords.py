@@ -4,7 +4,7 @@ executable has no time to load what writes it. Decides the layout; what a reques
 """
 
 import struct
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Set
 
 import msgspec
 
@@ -14,14 +14,15 @@ from meshd.kernel.inside import Step
 PROTOCOL = b"1"
 _HEAD = struct.Struct(">cI")
 _STEP = struct.Struct(">HHH")  # where the interface's number goes, where the namespace's, length of the words
-_KNOWN = b"VECTKLAR"
+_KNOWN = b"VECTKLARS"
 
 
 class CniCall(msgspec.Struct, frozen=True):
     """A request. ``environment``: CNI_* without CNI_PATH; ``config``: standard input. Only ADD and CHECK have the rest:
     ``turn``: 1, or 2 when asked to look again; ``cookie``: the namespace's; ``link`` (empty: there is no such
     interface), ``addresses`` and ``routes``: the kernel's answers inside. ``pid``: of the executable, which is in
-    the namespace then; 0 where it has another view of processes than the daemon."""
+    the namespace then; 0 where it has another view of processes than the daemon. ``looks``: it would say which of some
+    sockets are the runtime's own for this container; ``sockets``: inodes of those that are, once it was asked."""
 
     environment: Mapping[str, str]
     config: bytes
@@ -31,6 +32,8 @@ class CniCall(msgspec.Struct, frozen=True):
     addresses: bytes = b""
     routes: bytes = b""
     pid: int = 0
+    looks: bool = False
+    sockets: Set[int] = frozenset()
 
 
 def _records(body: bytes) -> Iterator[tuple[bytes, bytes]]:
@@ -66,6 +69,8 @@ def read(body: bytes) -> CniCall:
         link=found.get(b"L", b""),
         addresses=found.get(b"A", b""),
         routes=found.get(b"R", b""),
+        looks=found.get(b"S") == b"",
+        sockets=frozenset(map(int, filter(bytes.isdigit, found.get(b"S", b"").split(b",")))),
     )
 
 
@@ -90,6 +95,11 @@ def refused(code: int, what: str, hint: str) -> bytes:
 def look_again() -> bytes:
     """Answer that what was seen in the namespace was on its way out."""
     return _write([(b"a", b"")])
+
+
+def whose(inodes: Iterable[int]) -> bytes:
+    """Answer that these sockets have ports that are to be published: which are the runtime's own?"""
+    return _write([(b"s", b",".join(b"%d" % inode for inode in inodes))])
 
 
 def _line(text: str) -> str:

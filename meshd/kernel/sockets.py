@@ -19,7 +19,7 @@ TCP_CLOSE, TCP_LISTEN = 7, 10
 _STATES = {6: TCP_LISTEN, 17: TCP_CLOSE, 132: TCP_LISTEN}
 _REQUEST = struct.Struct("=BBBxI48x")  # family, protocol, extensions, states, which socket
 _ANSWER = struct.Struct(">4x HH 16s 16s 4x 8x")  # source and destination: port, address
-_UID_AT = 4 + 48 + 12
+_UID_AT = 4 + 48 + 12  # behind it the inode
 _ANSWER_BYTES = 72
 _MAPPED = bytes(10) + b"\xff\xff"
 _UNKNOWN = (
@@ -31,13 +31,15 @@ _UNKNOWN = (
 
 
 class Listener(NamedTuple):
-    """``protocol``: IP's number; ``address``: packed, None for every one of ``families``; ``uid``: whose it is."""
+    """``protocol``: IP's number; ``address``: packed, None for every one of ``families``; ``uid``: whose it is;
+    ``inode``: what /proc/PID/fd calls it."""
 
     protocol: int
     families: tuple[int, ...]
     address: bytes | None
     port: int
     uid: int
+    inode: int = 0
 
 
 def listeners() -> list[Listener]:
@@ -73,7 +75,7 @@ def listeners() -> list[Listener]:
 def _read(protocol: int, chunk: bytes, start: int, end: int) -> Listener:
     start += frames.HEADER_BYTES
     port, _, address, _ = _ANSWER.unpack_from(chunk, start)
-    (uid,) = struct.unpack_from("=I", chunk, start + _UID_AT)
+    uid, inode = struct.unpack_from("=II", chunk, start + _UID_AT)
     families: tuple[int, ...]
     if chunk[start] == socket.AF_INET:
         families, address = (4,), address[:4]
@@ -82,4 +84,4 @@ def _read(protocol: int, chunk: bytes, start: int, end: int) -> Listener:
     else:
         only = frames.attributes(chunk, start + _ANSWER_BYTES, end).get(INET_DIAG_SKV6ONLY, b"\0")
         families = (4, 6) if not any(address) and not any(only) else (6,)
-    return Listener(protocol, families, address if any(address) else None, port, uid)
+    return Listener(protocol, families, address if any(address) else None, port, uid, inode)

@@ -7,7 +7,7 @@ there. Which address is chosen is shell/space.py's and state/addresses.py's busi
 """
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Set
 from contextlib import AsyncExitStack
 from typing import Annotated, NamedTuple
 
@@ -117,10 +117,15 @@ class Attached(NamedTuple):
 
 
 async def attach(
-    cluster: ClusterLike, request: AttachRequest, owner: str = "", held: Held | None = None
+    cluster: ClusterLike,
+    request: AttachRequest,
+    owner: str = "",
+    held: Held | None = None,
+    spare: Set[int] = frozenset(),
 ) -> Attached:
     """Attach a namespace to a network, or find that it is attached just so. ``owner``: what a runtime calls this
     endpoint (model.Attachment). ``held``: an address that is kept for it already, ``request.ips`` being that one.
+    ``spare``: inodes of sockets that stand for this endpoint on the ports it is to publish.
 
     Raises BadRequest, NotFound, Conflict (naming the difference or the holder), Unavailable (no address, no
     disk) or KernelError; nothing is left behind then.
@@ -139,7 +144,7 @@ async def attach(
         published = parse_all(request.published)
         try:
             with cluster.desk.attaching(network.id, facts.name), publish.reserved(cluster, published):
-                await publish.check(cluster, network, published)
+                await publish.check(cluster, network, published, spare)
                 return await _make(cluster, network, facts, request, owner, held)
         except BaseException:
             if facts.host_access:

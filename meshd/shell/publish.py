@@ -4,7 +4,7 @@ anything is made. What a publication says is plan/publish.py's business, where i
 """
 
 import ipaddress
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Sequence, Set
 from contextlib import contextmanager
 from typing import NamedTuple
 
@@ -22,8 +22,19 @@ from meshd.state.lan import LAN_DRIVERS
 _NAMES = {number: name for name, number in PROTOCOLS.items()}
 
 
-async def check(cluster: ClusterLike, network: Item, wanted: Sequence[Publication]) -> None:
-    """Raise BadRequest or Conflict where the host itself stands against it, KernelError."""
+class Taken(Conflict):
+    """Sockets of this host's own have ports that are to be published. ``inodes``: which."""
+
+    def __init__(self, what: str, hint: str, inodes: Sequence[int]) -> None:
+        super().__init__(what, hint)
+        self.inodes = inodes
+
+
+async def check(
+    cluster: ClusterLike, network: Item, wanted: Sequence[Publication], spare: Set[int] = frozenset()
+) -> None:
+    """Raise BadRequest or Conflict where the host itself stands against it, KernelError. ``spare``: inodes of sockets
+    that do not."""
     if not wanted:
         return
     facts = networks.facts(network)
@@ -53,14 +64,18 @@ async def check(cluster: ClusterLike, network: Item, wanted: Sequence[Publicatio
                 f"published: {text_ip(one.address)} is not an address of this host",
                 "ip address lists what it has",
             )
-    for listener in await ask(cluster.kernel.listeners):
-        for one in wanted:
-            if _takes(listener, one):
-                raise Conflict(
-                    f"published: port {listener.port}/{_NAMES[one.protocol]} of this host is taken by a socket of uid "
-                    f"{listener.uid} on {text_ip(listener.address) if listener.address else 'every address'}",
-                    "choose another host port, or stop that service: ss -lntup names it",
-                )
+    taken = [
+        listener
+        for listener in await ask(cluster.kernel.listeners)
+        if listener.inode not in spare and any(_takes(listener, one) for one in wanted)
+    ]
+    for listener in taken[:1]:
+        raise Taken(
+            f"published: port {listener.port}/{_NAMES[listener.protocol]} of this host is taken by a socket of uid "
+            f"{listener.uid} on {text_ip(listener.address) if listener.address else 'every address'}",
+            "choose another host port, or stop that service: ss -lntup names it",
+            [one.inode for one in taken],
+        )
 
 
 class Choice(NamedTuple):

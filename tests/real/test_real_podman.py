@@ -72,16 +72,66 @@ def test_podmans_flags_reach_the_endpoint_and_networks_come_and_go(
     podman.place.wait_no_endpoints(NETWORK)
 
 
+@pytest.fixture
+def second(podman: Podman) -> Iterator[str]:
+    """Another network, with a configuration of its own."""
+    place, name = podman.place, "second"
+    place.host.json("network", "create", name)
+    path = place.folder / "net.d" / "20-second.conflist"
+    first = json.loads((place.folder / "net.d" / "10-meshd.conflist").read_text())
+    path.write_text(json.dumps({**first, "name": name}))
+    yield name
+    path.unlink()
+    place.wait_no_endpoints(name)
+    place.host.json("network", "rm", name)
+
+
+def fetched(podman: Podman, port: int) -> str:
+    """What somebody on the host gets from a published port."""
+    return podman.place.run(
+        "wget", "-q", "-O", "-", "-T", "5", "-t", "1", f"http://127.0.0.1:{port}/word"
+    ).stdout
+
+
+SERVE = ("/bin/sh", "-c", "echo served > /tmp/word; exec /bin/busybox httpd -f -p 80 -h /tmp")
+
+
 @pytest.mark.long
 @pytest.mark.conforms("podman", "disconnect, connect")
-def test_a_running_container_leaves_a_network_and_comes_back(podman: Podman, peer: dict[str, Any]) -> None:
-    podman.run("run", "-d", "--network", NETWORK, "--name", "db", NAME, "/bin/sleep", "600")
+def test_a_running_container_leaves_a_network_and_comes_back_with_its_port(
+    podman: Podman, peer: dict[str, Any]
+) -> None:
+    podman.run("run", "-d", "--network", NETWORK, "--name", "db", "-p", "8096:80", NAME, *SERVE)
     try:
+        assert fetched(podman, 8096) == "served\n"
         podman.run("network", "disconnect", NETWORK, "db")
         assert podman.place.endpoints(NETWORK) == []
         podman.run("network", "connect", NETWORK, "db")
         (again,) = podman.place.endpoints(NETWORK)
+        assert again["published"] == ["8096:80/tcp"]
         assert ping(peer["ns"], v4(again)).lost == 0
+        assert fetched(podman, 8096) == "served\n"
+        taken = podman.run("run", "--rm", "--network", NETWORK, "-p", "8096:80", NAME, *SERVE, check=False)
+        assert taken.returncode != 0
+        assert "port 8096/tcp of this host is endpoint db's already" in taken.stderr
+    finally:
+        podman.run("rm", "-f", "-t", "0", "db")
+    podman.place.wait_no_endpoints(NETWORK)
+
+
+@pytest.mark.long
+@pytest.mark.conforms("podman", "two networks, a port")
+def test_a_container_on_two_networks_publishes_on_the_first(
+    podman: Podman, peer: dict[str, Any], second: str
+) -> None:
+    podman.run("run", "-d", "--network", f"{NETWORK},{second}", "--name", "db", "-p", "8097:80", NAME, *SERVE)
+    try:
+        published = [e["published"] for n in (NETWORK, second) for e in podman.place.endpoints(n)]
+        assert sorted(published) == [[], ["8097:80/tcp"]]
+        assert fetched(podman, 8097) == "served\n"
+        podman.run("network", "disconnect", second, "db")
+        podman.run("network", "connect", second, "db")
+        assert len(podman.place.endpoints(second)) == 1
     finally:
         podman.run("rm", "-f", "-t", "0", "db")
     podman.place.wait_no_endpoints(NETWORK)

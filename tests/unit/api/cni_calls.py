@@ -49,6 +49,7 @@ class Runtime:
         self.cni = Cni(cluster, run_dir)
         self.link, self.addresses, self.routes = b"", b"", b""
         self.cookie, self.turn, self.pid = 7, 1, 0
+        self.own_sockets = b""  # whose sockets are the container's own: not asked yet
 
     async def raw(self, command, config, *, container="c1", ifname="eth0", args="", netns=NETNS):
         said = {
@@ -59,7 +60,7 @@ class Runtime:
         records = [(b"V", plugin.PROTOCOL), (b"E", environment), (b"C", config)]
         if command in ("ADD", "CHECK"):
             records += [(b"T", b"%d" % self.turn), (b"K", struct.pack("=Q", self.cookie)), (b"L", self.link)]
-            records += [(b"A", self.addresses), (b"R", self.routes)]
+            records += [(b"A", self.addresses), (b"R", self.routes), (b"S", self.own_sockets)]
         answer = await self.cni.handle(
             Request(ROOT._replace(pid=self.pid), "POST", "/cni", {}, plugin.pack(records))
         )

@@ -11,6 +11,7 @@ from meshcni import plugin
 from meshd.api import cnirecords
 from meshd.api.cniconfig import VERSIONS
 from meshd.errors import Conflict, KernelError, Unavailable
+from meshd.kernel.sockets import Listener
 from meshd.model import Kind
 from meshd.plan.objects import Link
 from meshd.plan.ops import PutLink
@@ -128,6 +129,37 @@ async def test_what_an_attach_by_hand_holds_is_not_given_away(host, runtime):
     assert code == 101
     assert "meshctl attach's, named web" in said
     assert len(mine(host)) == 1
+
+
+async def test_a_port_that_a_socket_has_is_published_only_if_the_socket_is_the_containers_own(host, runtime):
+    host.kernel.sockets = [Listener(6, (4, 6), None, 8080, 0, 55), Listener(17, (4, 6), None, 53, 0, 0)]
+    config = {
+        "runtimeConfig": {
+            "portMappings": [{"hostPort": p, "containerPort": 80, "protocol": "tcp"} for p in (8080, 80)]
+        }
+    }
+    said = json.dumps({"cniVersion": "1.1.0", "name": "blue", "type": "meshd", **config}).encode()
+    assert await runtime.raw("ADD", said) == [(b"s", b"55"), (b".", b"")]
+    assert mine(host) == []
+    runtime.own_sockets = b"-"
+    code, told = await runtime.code("ADD", config)
+    assert (code, mine(host)) == (101, [])
+    assert "port 8080/tcp of this host is taken by a socket of uid 0" in told
+    runtime.own_sockets = b"55"
+    await runtime.call("ADD", config)
+    assert mine(host)[0].published == ("8080:80/tcp", "80:80/tcp")
+
+
+async def test_a_container_on_two_networks_publishes_on_the_first(host, runtime):
+    await networks.create_network(host, NetworkRequest("green", "overlay", ("10.2.0.0/24",)))
+    ports = {"runtimeConfig": {"portMappings": [{"hostPort": 8080, "containerPort": 80}]}}
+    await runtime.call("ADD", ports)
+    for _ in range(2):
+        await runtime.call("ADD", {"network": "green", **ports}, ifname="eth1")
+    first, second = mine(host)
+    assert (first.published, second.published) == (("8080:80/tcp",), ())
+    runtime.cookie = 8
+    assert (await runtime.code("ADD", ports, container="c2"))[0] == 101
 
 
 async def test_what_comes_before_in_the_chain_is_passed_through_and_ours_is_behind_it(runtime):

@@ -237,6 +237,24 @@ def test_a_large_list_for_gc_passes(run, tmp_path):
     assert len(json.loads(cnirecords.read(asked[0]).config)["cni.dev/valid-attachments"]) == 10_000
 
 
+def test_a_socket_is_the_containers_own_where_a_process_with_its_id_holds_it(monkeypatch):
+    monkeypatch.setenv("CNI_CONTAINERID", "c-own-sockets")
+    with socket.create_server(("127.0.0.1", 0)) as held, socket.create_server(("127.0.0.1", 0)) as not_held:
+        inodes = [str(os.fstat(one.fileno()).st_ino).encode() for one in (held, not_held)]
+        monitor = subprocess.Popen(
+            ["sh", "-c", "echo; read x", "monitor", "-c", "c-own-sockets"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            pass_fds=[held.fileno()],
+        )
+        assert monitor.stdout.readline() == b"\n"
+        assert plugin.own_sockets(b",".join(inodes)) == inodes[0]
+        assert plugin.own_sockets(inodes[1]) == b"-"
+        monkeypatch.setenv("CNI_CONTAINERID", "another")
+        assert plugin.own_sockets(b",".join(inodes)) == b"-"
+        monitor.communicate()
+
+
 def test_another_python_runs_the_text(executable, tmp_path):
     other = tmp_path / "other"
     changed = re.sub(rb"MAGIC_NUMBER == b'.*?'", b"MAGIC_NUMBER == b'other'", executable.read_bytes())
