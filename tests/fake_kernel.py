@@ -27,13 +27,16 @@ class FakeKernel:
         self.dumps += 1
         return Dump(copy.deepcopy(self.state), list(self.foreign), dict(self.devices))
 
-    def apply(self, todo):
+    def apply(self, todo, births=None):
         self.log.append(list(todo))
+        births = births or {}
         failures = []
         for op in todo:
             try:
                 if op in self.refuse:
                     raise self.refuse[op]
+                if isinstance(op, ops.PutLink) and op.link.name in births.keys() - self.state.links.keys():
+                    self.plug(op.link.name)
                 self._do(op)
             except KernelError as error:
                 failures.append((op, error))

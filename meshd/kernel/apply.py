@@ -15,7 +15,7 @@ from meshd.kernel import addresses, hostroutes, netlink, nexthops, rows
 from meshd.kernel.conntrack import Conntrack
 from meshd.kernel.echoes import Echoes, RowNote
 from meshd.kernel.gates import Gates
-from meshd.kernel.links import Links
+from meshd.kernel.links import Birth, Links
 from meshd.kernel.nft import Firewall
 from meshd.model import text_ip, text_mac
 from meshd.plan import elements
@@ -143,8 +143,8 @@ class Applier:
         """Close what was opened here."""
         self._conntrack.close()
 
-    def apply(self, ops: Sequence[Op]) -> Failures:
-        """Carry out ops in order; return those that failed, with the reason."""
+    def apply(self, ops: Sequence[Op], births: Mapping[str, Birth] | None = None) -> Failures:
+        """Carry out ops in order; return those that failed, with the reason. ``births``: see Links.ensure."""
         failures: Failures = []
         together: Groups = []
         for kind, group in itertools.groupby(ops, type):
@@ -154,16 +154,18 @@ class Applier:
                 continue
             self._rows(together, failures)
             together = []
-            for op, error in zip(same, self._alone(kind, same), strict=True):
+            for op, error in zip(same, self._alone(kind, same, births), strict=True):
                 if error is not None:
                     failures.append((op, error))
         self._rows(together, failures)
         return failures
 
-    def _alone(self, kind: type, ops: Sequence[Any]) -> list[KernelError | None]:
+    def _alone(
+        self, kind: type, ops: Sequence[Any], births: Mapping[str, Birth] | None
+    ) -> list[KernelError | None]:
         """Carry out ops of one kind that are not batched as rows."""
         if kind is PutLink:
-            return self._links.ensure([op.link for op in ops])
+            return self._links.ensure([op.link for op in ops], births)
         if kind is DelLink:
             return self._links.delete([op.name for op in ops])
         if kind is RenameLink:

@@ -7,7 +7,8 @@ not be recognised as ours.
 
 import errno
 import ipaddress
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 import msgspec
 
@@ -20,6 +21,16 @@ from meshd.plan import names
 from meshd.plan.objects import GUEST_KINDS, Link
 
 _UNKNOWN_ATTRIBUTE = (errno.EINVAL, errno.EOPNOTSUPP, errno.ERANGE)
+
+
+class Birth(NamedTuple):
+    """What a veth pair's other end is born with: name, MAC (b"": the kernel's choice), MTU in bytes, and the process in
+    whose namespace (0: in this one)."""
+
+    peer: str
+    mac: bytes
+    mtu: int
+    pid: int = 0
 
 
 def must_remake(want: Link, have: Link) -> str | None:
@@ -52,9 +63,12 @@ class Links:
         """Return the ifindex of each of these devices that exists."""
         return {name: seen.ifindex for name, seen in self._get(wanted).items()}
 
-    def ensure(self, links: Sequence[Link]) -> list[KernelError | None]:
+    def ensure(
+        self, links: Sequence[Link], births: Mapping[str, Birth] | None = None
+    ) -> list[KernelError | None]:
         """Make each device, or bring the existing one to ``link``; in one send, or two when a bridge and its
-        ports are new. Returns per link why it failed, or None."""
+        ports are new. ``births``: of endpoints' pairs that may be made, by the host end's name. Returns per link why it
+        failed, or None; a device that could not be made as it should be is not left behind."""
         outcome: list[KernelError | None] = [None] * len(links)
         bridges = [i for i, link in enumerate(links) if link.master is None and not link.peer]
         ports = [i for i, link in enumerate(links) if link.master is not None]
@@ -63,21 +77,8 @@ class Links:
         ]  # born with a port
         for turn in (bridges, ports, far_ends):
             if turn:
-                self._ensure_turn([links[i] for i in turn], turn, outcome)
+                self._ensure_turn([links[i] for i in turn], turn, outcome, births or {})
         return outcome
-
-    def create_veth(self, link: Link, peer: str, peer_mac: bytes, peer_mtu: int, pid: int = 0) -> None:
-        """Make a veth pair, the host's end as ``link`` says, the other one in the namespace of ``pid`` unless that is 0.
-        Raises KernelError with nothing left behind."""
-        masters = self._get([link.master] if link.master else [])
-        if link.master and link.master not in masters:
-            raise _gone(link.master)
-        index = masters[link.master].ifindex if link.master else 0
-        messages = linkwrite.create_pair(link, index, peer, peer_mac, peer_mtu, inet6=self._inet6, pid=pid)
-        self._echoes.device(link.name, link)
-        error = self._made(link.name, self._netlink.transact(messages))
-        if error is not None:
-            raise error
 
     def delete(self, wanted: Sequence[str]) -> list[KernelError | None]:
         """Delete devices; one that is gone is a success, one without our mark is refused."""
@@ -120,7 +121,11 @@ class Links:
         return None if error is None else _about(new, error)
 
     def _ensure_turn(
-        self, links: Sequence[Link], places: Sequence[int], outcome: list[KernelError | None]
+        self,
+        links: Sequence[Link],
+        places: Sequence[int],
+        outcome: list[KernelError | None],
+        births: Mapping[str, Birth],
     ) -> None:
         """Do one send's worth of ``ensure``; links[n] reports to outcome[places[n]]."""
         below = [name for link in links for name in (link.master, link.parent) if name]
@@ -131,7 +136,8 @@ class Links:
             seen = found.get(link.name)
             master = found.get(link.master) if link.master else None
             parent = found.get(link.parent) if link.parent else None
-            error = _objection(link, seen, parent.ifindex if parent else 0)
+            birth = births.get(link.name) if seen is None else None
+            error = _objection(link, seen, parent.ifindex if parent else 0) if birth is None else None
             if link.master and master is None:
                 error = _gone(link.master)
             if link.parent and parent is None:
@@ -146,7 +152,9 @@ class Links:
                 continue
             self._echoes.device(link.name, link)
             spans.append((place, link, len(messages), seen is None))
-            if seen is None and link.peer:
+            if birth is not None:
+                messages += linkwrite.create_pair(link, index, *birth, inet6=self._inet6)
+            elif seen is None and link.peer:
                 messages += linkwrite.create_pair(link, index, link.peer, b"", link.mtu, inet6=self._inet6)
                 messages.append(linkwrite.mark(link.peer, link.alias))
             elif seen is None:

@@ -73,7 +73,7 @@ def create(link: Link, master: int, *, inet6: bool, df: bool = True, parent: int
 
 
 def create_pair(
-    link: Link, master: int, peer: str, peer_mac: bytes, peer_mtu: int, *, inet6: bool, pid: int = 0
+    link: Link, master: int, peer: str, peer_mac: bytes, peer_mtu: int, pid: int = 0, *, inet6: bool
 ) -> list[bytes]:
     """Encode the three steps of a veth pair's one end; the other is born in the first, and stays down. ``pid``: a
     process in whose namespace it is born, which takes the kernel a tenth of the time of moving it there."""

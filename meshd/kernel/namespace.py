@@ -4,7 +4,7 @@ All methods block (deleting a device takes 20-40 ms): the shell calls them from 
 The sockets stay in the namespace in which the object was made, whatever thread uses them.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Self
 
 from meshd.config import VXLAN_PORT
@@ -28,14 +28,14 @@ from meshd.kernel.echoes import Echoes
 from meshd.kernel.gates import Gates
 from meshd.kernel.guests import Guests
 from meshd.kernel.lan import Lan
-from meshd.kernel.links import Links
+from meshd.kernel.links import Birth, Links
 from meshd.kernel.nft import Firewall
 from meshd.kernel.underlay import Underlay
 from meshd.kernel.vxlans import ForeignVxlan
 from meshd.kernel.watch import Watch
 from meshd.plan import names
 from meshd.plan.forwarding import Forwarding
-from meshd.plan.objects import Dump, Link
+from meshd.plan.objects import Dump
 from meshd.plan.ops import Op
 
 
@@ -91,15 +91,10 @@ class Namespace:
         """Begin to read for the next dump what takes longest, on another thread. Call after ``watch``."""
         self._ahead = Ahead()
 
-    def apply(self, ops: Sequence[Op]) -> Failures:
-        """Carry out ops in order; return those that failed. Raises KernelError if nothing can be asked."""
-        return self._applier.apply(ops)
-
-    def create_veth(self, link: Link, peer: str, peer_mac: bytes, peer_mtu: int, pid: int = 0) -> None:
-        """Make a veth pair in this namespace: the host's end as ``link`` says, the other one down, with name,
-        MAC and MTU in bytes, in the namespace of process ``pid`` unless that is 0. Raises KernelError with nothing left
-        behind."""
-        self._links.create_veth(link, peer, peer_mac, peer_mtu, pid)
+    def apply(self, ops: Sequence[Op], births: Mapping[str, Birth] | None = None) -> Failures:
+        """Carry out ops in order; return those that failed. ``births``: how an endpoint's veth pair is made whose host
+        end, by name, is not there yet. Raises KernelError if nothing can be asked."""
+        return self._applier.apply(ops, births)
 
     def delete_link(self, name: str) -> None:
         """Delete a device of ours (of a veth pair, both ends); one that is gone is a success. Raises

@@ -145,6 +145,8 @@ class Shadow:
             for id_ in some & view.attachments.keys():
                 if self._attached(network_id, id_, view.attachments[id_]):
                     whole.add(network_id)
+            for id_ in some & self._plugged.keys() - view.attachments.keys():
+                self._detached(self._plugged.pop(id_))
         new_hosts = view.hosts != self._hosts
         if new_hosts:
             self._hosts = dict(view.hosts)
@@ -394,6 +396,11 @@ class Shadow:
         for op in again:
             del self.failed[op]
         return bool(again)
+
+    def _detached(self, attachment: Attachment) -> None:
+        """Forget what the kernel has refused of a local endpoint that went, or never came to be for that."""
+        for op in [op for op in self.failed if kernels.device(op) == attachment.host_if]:
+            del self.failed[op]
 
     def _change_network(
         self,

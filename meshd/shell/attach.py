@@ -1,9 +1,9 @@
 """Attach: the one way in which an endpoint comes to be, whoever asks (meshctl, CNI, CNM).
 
 It decides idempotency (one interface name in one namespace of this boot is one endpoint), then in this order:
-check what is to be published, reserve an index in memory, make the veth pair, commit endpoint and attachment to disk, wait until the local rows
-stand, answer. Whatever fails is undone whole. The daemon never enters the namespace: the caller moves the peer
-there. Which address is chosen is shell/space.py's and state/addresses.py's business.
+check what is to be published, reserve an index in memory, make the veth pair with all that guards it and leads to it,
+commit endpoint and attachment to disk, answer. Whatever fails is undone whole. The daemon never enters the namespace:
+the caller moves the peer there, or waits there for it to be born. Which address is chosen is shell/space.py's and state/addresses.py's business.
 """
 
 import re
@@ -15,6 +15,7 @@ import msgspec
 import trio
 
 from meshd.errors import BadRequest, Conflict, KernelError, MeshdError
+from meshd.kernel.links import Birth
 from meshd.model import (
     Attachment,
     Endpoint,
@@ -28,7 +29,6 @@ from meshd.model import (
     text_mac,
 )
 from meshd.plan import desired, elements, names, ops
-from meshd.plan.objects import Link
 from meshd.plan.publish import parse_all
 from meshd.shell import hostaccess, lan, networks, orphans, publish, space, vxlans
 from meshd.shell.desk import Held, Place, place_of
@@ -317,12 +317,20 @@ async def _make_at(
             parent_index=where.parent.index if where else 0,
         )
         await hostaccess.keep(cluster, network)
-        await _plug_in(cluster, network, endpoint_id, endpoint, attachment, where, request.netns.pid)
+        async with cluster.desk.plugging(endpoint_id):
+            if item_of(cluster, endpoint_id) is not None:
+                await delete_link(cluster, attachment.host_if)  # of its last time here, if it is still there
+            if where is not None:
+                await _put_on_lan(cluster, network, endpoint_id, endpoint, attachment, where)
+            else:
+                await _plug_in(cluster, network, endpoint_id, endpoint, attachment, request.netns.pid)
     except BaseException:
         if endpoint_id not in cluster.endpoints:
             cluster.usage.unreserve(endpoint_id)
         raise
-    await _stand(cluster, network, endpoint_id, attachment)
+    kept = await networks.keep_if_in_use(cluster, network)
+    if kept or where is not None:
+        await _stand(cluster, network, endpoint_id, attachment)
     warnings = where.warnings if where else ()
     return Attached(endpoint_id, endpoint, attachment, network, created=True, warnings=warnings)
 
@@ -333,36 +341,30 @@ async def _plug_in(
     endpoint_id: EndpointId,
     endpoint: Endpoint,
     attachment: Attachment,
-    where: lan.Place | None,
     pid: int,
 ) -> None:
-    """Make the veth pair, or the device on the LAN, and commit; it goes again if the commit fails. A pair's master
-    and rows are the reconciler's, which may have to make the bridge first."""
-    async with cluster.desk.plugging(endpoint_id):
-        if item_of(cluster, endpoint_id) is not None:
-            await delete_link(cluster, attachment.host_if)  # of its last time here, if it is still there
-        await _plug_in_alone(cluster, network, endpoint_id, endpoint, attachment, where, pid)
+    """Make the veth pair and all else that the endpoint needs in this host's kernel, its network's devices where it is
+    the first, then commit. Where the kernel refuses any of it there has been no endpoint: one that reaches nobody is
+    worse than none."""
+    born_as = attachment.ifname if pid else attachment.peer_if
+    birth = Birth(born_as, endpoint.mac, mtu_of(cluster, network), pid)
+    async with cluster.reconciler.coming(endpoint_id, endpoint, attachment, birth):
+        for op, error in refusals(cluster, network, attachment):
+            raise await _explained(cluster, network, op, error)
+        await cluster.commit(_born(cluster, network, endpoint_id, endpoint, attachment))
 
 
-async def _plug_in_alone(
+async def _put_on_lan(
     cluster: ClusterLike,
     network: Item,
     endpoint_id: EndpointId,
     endpoint: Endpoint,
     attachment: Attachment,
-    where: lan.Place | None,
-    pid: int,
+    where: lan.Place,
 ) -> None:
-    mtu = mtu_of(cluster, network)
-    host_end = Link(attachment.host_if, "veth", names.alias(cluster.mark, network.id, endpoint_id), mtu)
+    """Make the device on the LAN and commit; it goes again if the commit fails."""
     with cluster.reconciler.making(attachment.host_if):
-        if where is not None:
-            await lan.make(cluster, network, endpoint_id, endpoint.mac, where, attachment.host_if)
-        else:
-            peer = attachment.ifname if pid else attachment.peer_if
-            await cluster.reconciler.in_kernel_thread(
-                cluster.kernel.create_veth, host_end, peer, endpoint.mac, mtu, pid
-            )
+        await lan.make(cluster, network, endpoint_id, endpoint.mac, where, attachment.host_if)
         try:
             await cluster.commit(_born(cluster, network, endpoint_id, endpoint, attachment))
         except BaseException:
@@ -377,9 +379,8 @@ async def _plug_in_alone(
 async def _stand(
     cluster: ClusterLike, network: Item, endpoint_id: EndpointId, attachment: Attachment
 ) -> None:
-    """Wait until the endpoint's bridge and local rows stand. Raises KernelError, and detaches again, where the
-    kernel refuses one: an endpoint that reaches nobody is worse than none."""
-    await networks.keep_if_in_use(cluster, network)
+    """Wait until what was changed after the endpoint's record was written stands too. Raises KernelError, and detaches
+    again, where the kernel refuses any of it."""
     await cluster.reconciler.settled()
     for op, error in refusals(cluster, network, attachment):
         with trio.CancelScope(shield=True):

@@ -238,21 +238,22 @@ def _tombstone(item: Item) -> Item:
     return Item(item.kind, item.id, version, Removed(facts(item).name), dead=True)
 
 
-async def keep_if_in_use(cluster: ClusterLike, before: Item) -> None:
+async def keep_if_in_use(cluster: ClusterLike, before: Item) -> bool:
     """Call when the live item ``before`` was replaced by a tombstone: where this host has a live endpoint on the
-    network, the endpoint wins and the network is kept, ``removing``.
+    network, the endpoint wins and the network is kept, ``removing``. Tells whether that was so.
     """
     now = cluster.store.get(before.kind, before.id)
     if now is None or not now.dead or not isinstance(before.body, Network):
-        return
+        return False
     if not cluster.endpoints.at(before.id, cluster.me):
-        return
+        return False
     updates = (
         before.version.counter % ROUND
     )  # hosts that knew different ones keep different records: the newest stands
     version = Version(0, now.version.counter // ROUND * ROUND + ROUND + updates, before.version.writer)
     kept = msgspec.structs.replace(before.body, removing=True)
     await cluster.commit([msgspec.structs.replace(before, version=version, body=kept)])
+    return True
 
 
 async def on_endpoint_gone(cluster: ClusterLike, network: NetworkId) -> None:

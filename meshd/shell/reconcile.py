@@ -9,10 +9,11 @@ what peers' records explain comes from.
 
 import math
 import time
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence, Set
-from contextlib import contextmanager
-from typing import Protocol, TypeVar, TypeVarTuple
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence, Set
+from contextlib import asynccontextmanager, contextmanager
+from typing import NamedTuple, Protocol, TypeVar, TypeVarTuple
 
+import msgspec
 import trio
 
 from meshd.config import (
@@ -26,8 +27,9 @@ from meshd.config import (
     VANISHED_GRACE_S,
 )
 from meshd.errors import KernelError
+from meshd.kernel.links import Birth
 from meshd.kernel.watch import KernelEvent, Overrun
-from meshd.model import EndpointId, NetworkId
+from meshd.model import Attachment, Endpoint, EndpointId, NetworkId
 from meshd.plan import names
 from meshd.plan.objects import Dump, Finding
 from meshd.plan.ops import LeaveGate, Op, OpenGate
@@ -47,9 +49,19 @@ class Namespace(Protocol):
         """Read what the kernel holds. Raises KernelError."""
         ...
 
-    def apply(self, ops: Sequence[Op]) -> list[tuple[Op, KernelError]]:
-        """Carry ops out in order; return those refused. One that is refused does not stop the others."""
+    def apply(self, ops: Sequence[Op], births: Mapping[str, Birth]) -> list[tuple[Op, KernelError]]:
+        """Carry ops out in order; return those refused. One that is refused does not stop the others. ``births``: of
+        endpoints that come, by their host end's name."""
         ...
+
+
+class _Coming(NamedTuple):
+    """An endpoint that has no record yet. ``mark``: once that many marks are done, it stands or was refused."""
+
+    endpoint: Endpoint
+    attachment: Attachment
+    birth: Birth
+    mark: int
 
 
 class Reconciler:
@@ -101,6 +113,7 @@ class Reconciler:
         self._dirty_endpoints: dict[NetworkId, set[EndpointId]] = {}
         self._all_dirty = False
         self._making: set[str] = set()
+        self._coming: dict[EndpointId, _Coming] = {}
         self._marked = self._applied = 0  # how often ``changed`` was called, and how many of those are done
         self._progress = trio.Event()
         self._wake = trio.Event()
@@ -135,17 +148,25 @@ class Reconciler:
         network is; with a local endpoint's id also that its link has just been made. Without it, anything about
         the network; without ``network_id``, anything at all (a host's record, say).
         """
+        if endpoint_id is not None and self._stands(endpoint_id):
+            return  # its record has come, and says what is there already
+        if network_id is not None and endpoint_id is not None:
+            self._mark_endpoint(network_id, endpoint_id)
+            return
         self._marked += 1
         if network_id is None:
             self._all_dirty = True
-        elif endpoint_id is None:
-            self._dirty.add(network_id)
         else:
-            self._dirty_endpoints.setdefault(network_id, set()).add(endpoint_id)
-            self._vanished.pop(
-                endpoint_id, None
-            )  # it may have been attached anew: what vanished was another link
-            self._orphans.pop(endpoint_id, None)
+            self._dirty.add(network_id)
+        self._wake.set()
+
+    def _mark_endpoint(self, network_id: NetworkId, endpoint_id: EndpointId) -> None:
+        self._marked += 1
+        self._dirty_endpoints.setdefault(network_id, set()).add(endpoint_id)
+        self._vanished.pop(
+            endpoint_id, None
+        )  # it may have been attached anew: what vanished was another link
+        self._orphans.pop(endpoint_id, None)
         self._wake.set()
 
     async def settled(self) -> None:
@@ -158,10 +179,48 @@ class Reconciler:
         """Compare with a fresh dump: ``missing``, ``stale``, ``foreign``. Raises KernelError if there is none."""
         while True:
             await self.settled()
-            marked, view = self._marked, self._view().frozen()
+            marked, view = self._marked, self._seen().frozen()
             found = await self.in_kernel_thread(self._inspect, view)
             if marked == self._marked:  # else the view may be older than what the dump saw
                 return found
+
+    @asynccontextmanager
+    async def coming(
+        self, id_: EndpointId, endpoint: Endpoint, attachment: Attachment, birth: Birth
+    ) -> AsyncIterator[None]:
+        """Have all that an endpoint of this host needs in the kernel before its record is written: what the kernel
+        refuses (see ``failures``) was never an endpoint then, and is undone by leaving without a record, which waits
+        until nothing of it is left."""
+        self._coming[id_] = _Coming(endpoint, attachment, birth, self._marked + 1)
+        self._mark_endpoint(endpoint.network, id_)
+        try:
+            await self.settled()
+            yield
+        finally:
+            recorded = self._is_recorded(id_)
+            del self._coming[id_]
+            if not recorded:
+                self._mark_endpoint(endpoint.network, id_)
+                with trio.CancelScope(shield=True):
+                    await self.settled()
+
+    def _is_recorded(self, id_: EndpointId) -> bool:
+        view, coming = self._view(), self._coming[id_]
+        return view.endpoints.get(id_) == coming.endpoint and view.attachments.get(id_) == coming.attachment
+
+    def _stands(self, id_: EndpointId) -> bool:
+        """Tell whether an endpoint is in the kernel as its record has it, which was written meanwhile."""
+        coming = self._coming.get(id_)
+        return (
+            coming is not None
+            and self._applied >= coming.mark
+            and self._view().endpoints.get(id_) == coming.endpoint
+        )
+
+    def _seen(self) -> View:
+        """Return the view with what comes."""
+        coming = {id_: (each.endpoint, each.attachment) for id_, each in self._coming.items()}
+        return msgspec.structs.replace(self._view(), coming=coming) if coming else self._view()
 
     @contextmanager
     def making(self, link: str) -> Iterator[None]:
@@ -262,14 +321,15 @@ class Reconciler:
         everything, self._all_dirty = self._all_dirty, False
         deletions = self._deletions_allowed()
         whole = dirty or everything
-        view = self._view().frozen() if whole else self._view().narrow(set().union(*endpoints.values()))
+        view = self._seen().frozen() if whole else self._seen().narrow(set().union(*endpoints.values()))
+        births = {each.attachment.host_if: each.birth for each in self._coming.values()}
 
         def work() -> list[OpenGate | LeaveGate]:
             networks = dirty
             if everything:
                 networks = dirty | view.networks.keys() | view.bridges.keys() | self._shadow.networks()
             ops = self._shadow.change(view, networks, endpoints, deletions=deletions)
-            self._carry_out(ops)
+            self._carry_out(ops, births)
             self._publish()
             return self._done_to_gates(ops)
 
@@ -287,7 +347,7 @@ class Reconciler:
         self._compare_at = self._quiet_by = math.inf
         self._overran = False
         self._started = now = trio.current_time()
-        view, making, fights = self._view().frozen(), set(self._making), self._fights
+        view, making, fights = self._seen().frozen(), set(self._making), self._fights
 
         def work() -> tuple[list[Op], list[OpenGate | LeaveGate]]:
             dump = self._namespace.dump(view.cluster)
@@ -332,12 +392,12 @@ class Reconciler:
             self._ask_compare(trio.current_time() + self._refused_wait)
             self._refused_wait = min(2 * self._refused_wait, RECONCILE_S)
 
-    def _carry_out(self, ops: Sequence[Op]) -> None:
+    def _carry_out(self, ops: Sequence[Op], births: Mapping[str, Birth] | None = None) -> None:
         """Have ops carried out and the shadow told of the outcome. Runs in the kernel thread."""
         if not ops:
             return
         try:
-            refused = self._namespace.apply(ops)
+            refused = self._namespace.apply(ops, births or {})
         except KernelError as error:
             refused = [(op, error) for op in ops]  # how far it came is unknown: the next comparison finds out
         self._shadow.done(ops, refused)

@@ -3,7 +3,7 @@ and tested without sockets, gossip or a kernel. shell/cluster.py is the real one
 """
 
 from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractAsyncContextManager, AbstractContextManager
 from typing import Any, Protocol, TypeVar, TypeVarTuple
 
 import msgspec
@@ -11,6 +11,7 @@ import msgspec
 from meshd.config import Settings
 from meshd.errors import KernelError
 from meshd.kernel.lan import Guest
+from meshd.kernel.links import Birth
 from meshd.kernel.offload import Device
 from meshd.kernel.sockets import Listener
 from meshd.kernel.vxlans import ForeignVxlan
@@ -19,6 +20,7 @@ from meshd.model import (
     Address,
     Attachment,
     Bridge,
+    Endpoint,
     EndpointId,
     Forgotten,
     HostFacts,
@@ -30,7 +32,7 @@ from meshd.model import (
 )
 from meshd.node.pathmtu import Path
 from meshd.plan.bridges import Belongings, Card, Move
-from meshd.plan.objects import Finding, Link
+from meshd.plan.objects import Finding
 from meshd.plan.ops import Op
 from meshd.plan.parents import Parent
 from meshd.plan.view import View
@@ -119,11 +121,6 @@ class KernelLike(Protocol):
         """Operators' bridges and their ports."""
         ...
 
-    def create_veth(self, link: Link, peer: str, peer_mac: bytes, peer_mtu: int, pid: int = 0) -> None:
-        """Make a veth pair, the host's end as ``link`` says, the other one in the namespace of ``pid`` unless that is 0.
-        Raises KernelError with nothing left behind."""
-        ...
-
     def delete_link(self, name: str) -> None:
         """Delete a device of ours; one that is gone is a success. Raises KernelError."""
         ...
@@ -158,6 +155,13 @@ class ReconcilerLike(Protocol):
 
     async def in_kernel_thread(self, function: Callable[[*Args], T], *args: *Args) -> T:
         """Run a call that blocks, in turn with the reconciler's own."""
+        ...
+
+    def coming(
+        self, id_: EndpointId, endpoint: Endpoint, attachment: Attachment, birth: Birth
+    ) -> AbstractAsyncContextManager[None]:
+        """Have all that an endpoint needs in the kernel before it is written down; without a record at the end it goes
+        again, before this returns. Raises nothing: see ``failures``."""
         ...
 
     def making(self, link: str) -> AbstractContextManager[None]:

@@ -32,6 +32,7 @@ from meshctl.labcluster import Lab
 from meshd.config import LAN_PROBE_WAIT_S, LAN_PROBES
 from meshd.kernel import netlink
 from meshd.kernel.lan import Guest
+from meshd.kernel.links import Birth
 from meshd.kernel.namespace import Namespace
 from meshd.model import Attachment, HostFacts, Network, Subnet
 from meshd.plan import names
@@ -171,7 +172,7 @@ def one_more(kernel: Namespace, world: World, kind: str, number: int) -> float:
     name = f"e{number}"
     before = kernel.dump(MARK).ours
     id_ = world.endpoint(name, NETWORK, A, f"10.97.1.{number + 2}")
-    endpoint, count = world.endpoints[id_], Kernel()
+    endpoint, count, births = world.endpoints[id_], Kernel(), {}
     if kind == "macvlan":
         link = names.guest(id_)
         told = Attachment("boot", number + 1, "/ns", "eth0", link, link)
@@ -182,14 +183,12 @@ def one_more(kernel: Namespace, world: World, kind: str, number: int) -> float:
     else:
         link, peer = names.veth(id_), names.peer(id_)
         told = Attachment("boot", number + 1, "/ns", "eth0", link, peer)
-        bare = Link(link, "veth", names.alias(MARK, NETWORK, id_), 1450)
-        with count.counted():
-            kernel.create_veth(bare, peer, endpoint.mac, 1450)
+        births[link] = Birth(peer, endpoint.mac, 1450)
         before.links[link] = Link(link, "veth", alias="", mtu=0, up=False)
     world.attachments[id_] = told
     todo = diff(desired(world.view()), before, deletions=False)
     with count.counted():
-        refused = kernel.apply(todo)
+        refused = kernel.apply(todo, births)
     if refused:
         raise RuntimeError(refused)
     return count.spent_s * 1000

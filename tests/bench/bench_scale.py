@@ -42,10 +42,12 @@ from meshctl.labcluster import Lab
 from meshctl.labhost import Host
 from meshd.config import GC_THRESHOLDS
 from meshd.daemon import replay
+from meshd.kernel.links import Birth
 from meshd.kernel.namespace import Namespace
 from meshd.model import Attachment, Endpoint, HostFacts, Item, Kind, Network, Subnet, Version
 from meshd.plan import names
 from meshd.plan.objects import Link
+from meshd.plan.ops import PutLink
 from meshd.plan.shadow import Shadow
 from meshd.plan.view import View
 from meshd.shell.journal import Journal
@@ -141,7 +143,9 @@ def programmed_namespace(local: bytes):
     namespace = Namespace()
     try:
         link = Link(names.veth(local), "veth", names.alias(MARK, NETWORK), 1450)
-        namespace.create_veth(link, names.peer(local), names.endpoint_mac(local), 1450)
+        namespace.apply(
+            [PutLink(link)], {link.name: Birth(names.peer(local), names.endpoint_mac(local), 1450)}
+        )
         yield namespace
     finally:
         namespace.close()

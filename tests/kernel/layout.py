@@ -6,6 +6,7 @@ import ipaddress
 import json
 import sys
 
+from meshd.kernel.links import Birth
 from meshd.kernel.namespace import Namespace
 from meshd.plan import names
 from meshd.plan.firewall import member_elements, render
@@ -94,6 +95,12 @@ def kernel(n, family=4):
     return desired
 
 
+def make_pair(namespace, link, peer, peer_mac, peer_mtu, pid=0):
+    """Make an endpoint's veth pair as attach does; raise what the kernel says."""
+    for _, error in namespace.apply([PutLink(link)], {link.name: Birth(peer, peer_mac, peer_mtu, pid)}):
+        raise error
+
+
 def put_all(desired, *, veth=False):
     """Everything as puts, in the order of design.md, section 7."""
     links = [link for link in desired.links.values() if veth or link.kind != "veth"]
@@ -128,7 +135,7 @@ def program(n, family=4):
     desired = kernel(n, family)
     with Namespace() as namespace:
         failed = namespace.apply([op for op in put_all(desired) if isinstance(op, PutLink)])
-        namespace.create_veth(host_end(n), names.peer(ENDPOINTS[n]), mac(n), MTU)
+        make_pair(namespace, host_end(n), names.peer(ENDPOINTS[n]), mac(n), MTU)
         failed += namespace.apply(put_all(desired, veth=True))
         dump = namespace.dump(MARK)
     return (

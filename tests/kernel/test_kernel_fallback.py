@@ -3,6 +3,7 @@ host's address change rewrites each. Planned by plan/, carried out by kernel/, o
 
 import msgspec
 import pytest
+from layout import make_pair
 
 from meshd.kernel.namespace import Namespace
 from meshd.model import Attachment
@@ -28,7 +29,7 @@ class Host:
         link = desired(self.view()).links[names.veth(id_)]
         unplugged = msgspec.structs.replace(link, master=None, port=None)
         mac = world.endpoints[id_].mac
-        netns.call(self.namespace.create_veth, unplugged, names.peer(id_), mac, OVERLAY.mtu)
+        netns.call(make_pair, self.namespace, unplugged, names.peer(id_), mac, OVERLAY.mtu)
         netns.run("ip", "link", "set", names.peer(id_), "netns", container.name)
         container.run("ip", "link", "set", names.peer(id_), "name", "eth0", "up")
         container.run("ip", "addr", "add", f"{ADDRESS[me]}/20", "dev", "eth0")

@@ -10,6 +10,7 @@ import time
 
 import handmade as frames
 import pytest
+from layout import make_pair
 
 from meshd.kernel.namespace import Namespace
 from meshd.model import Attachment, Endpoint, HostFacts, Network, Subnet
@@ -88,7 +89,7 @@ class Site:
         for n in (1, 2):
             link = want.links[names.veth(end(n))]
             bare = type(link)(link.name, "veth", link.alias, link.mtu)
-            self.host.call(self.kernel.create_veth, bare, names.peer(end(n)), self.mac(n), 1400)
+            self.host.call(make_pair, self.kernel, bare, names.peer(end(n)), self.mac(n), 1400)
         have = self.host.call(self.kernel.dump, MARK).ours
         assert self.host.call(self.kernel.apply, diff(want, have, deletions=True)) == []
         for n, box in self.boxes.items():

@@ -5,7 +5,20 @@ import subprocess
 import sys
 
 import pytest
-from layout import ALIAS, BRIDGE, ENDPOINTS, MARK, MTU, NETWORK, VXLAN, host_end, ip, kernel, mac
+from layout import (
+    ALIAS,
+    BRIDGE,
+    ENDPOINTS,
+    MARK,
+    MTU,
+    NETWORK,
+    VXLAN,
+    host_end,
+    ip,
+    kernel,
+    mac,
+    make_pair,
+)
 
 from meshd.errors import KernelError
 from meshd.kernel.links import must_remake
@@ -198,7 +211,7 @@ def test_a_device_that_cannot_be_finished_is_not_left_behind(host):
 
 def test_a_veth_pair_is_made_with_its_peer_and_goes_with_it(host):
     bring_up(host)
-    host.kernel.create_veth(host_end(0), PEER, mac(0), 1400)
+    make_pair(host.kernel, host_end(0), PEER, mac(0), 1400)
     here, peer = devices(host)[VETH], devices(host)[PEER]
     assert (here["mtu"], here["ifalias"], here["master"]) == (MTU, ALIAS, BRIDGE)
     assert "UP" in here["flags"]
@@ -220,9 +233,9 @@ def test_the_other_end_of_a_pair_is_born_in_the_namespace_of_a_process(host, mak
         process.stdin.write(b"in")
         process.stdin.flush()
         assert process.stdout.read(2) == b"in"  # ip has entered it and become cat
-        host.kernel.create_veth(host_end(0), "eth0", mac(0), 1400, process.pid)
+        make_pair(host.kernel, host_end(0), "eth0", mac(0), 1400, process.pid)
         with pytest.raises(KernelError, match="File exists"):
-            host.kernel.create_veth(host_end(1), "eth0", mac(1), 1400, process.pid)
+            make_pair(host.kernel, host_end(1), "eth0", mac(1), 1400, process.pid)
         process.stdin.close()
     inside = {link["ifname"]: link for link in other.json("ip", "-j", "link", "show")}
     assert (inside["eth0"]["mtu"], inside["eth0"]["address"]) == (1400, mac(0).hex(":"))
@@ -232,22 +245,21 @@ def test_the_other_end_of_a_pair_is_born_in_the_namespace_of_a_process(host, mak
 
 def test_a_veth_pair_without_its_bridge_is_refused_and_leaves_nothing(host):
     with pytest.raises(KernelError, match=f"device {BRIDGE}: does not exist"):
-        host.kernel.create_veth(host_end(0), PEER, mac(0), MTU)
+        make_pair(host.kernel, host_end(0), PEER, mac(0), MTU)
     assert devices(host).keys() == {"lo"}
 
 
-def test_a_veth_pair_that_exists_is_refused_and_stays(host):
+def test_a_veth_pair_that_exists_stays_as_it_is(host):
     bring_up(host)
-    host.kernel.create_veth(host_end(0), PEER, mac(0), MTU)
+    make_pair(host.kernel, host_end(0), PEER, mac(0), MTU)
     before = devices(host)[VETH]["ifindex"]
-    with pytest.raises(KernelError, match="File exists"):
-        host.kernel.create_veth(host_end(0), PEER, mac(0), MTU)
+    make_pair(host.kernel, host_end(0), PEER, mac(0), MTU)
     assert devices(host)[VETH]["ifindex"] == before
 
 
 def test_a_plain_veth_is_adjusted_to_a_port_of_the_bridge(host):
     bring_up(host)
-    host.kernel.create_veth(Link(VETH, "veth", ALIAS, MTU), PEER, mac(0), MTU)
+    make_pair(host.kernel, Link(VETH, "veth", ALIAS, MTU), PEER, mac(0), MTU)
     assert "master" not in devices(host)[VETH]
     assert put(host, Link(VETH, "veth", ALIAS, MTU, master=BRIDGE, port=Port())) == []
     assert devices(host)[VETH]["master"] == BRIDGE

@@ -9,7 +9,19 @@ from pathlib import Path
 
 import layout
 import pytest
-from layout import ALIAS, BRIDGE, ENDPOINTS, MTU, VTEPS, VXLAN, kernel, mac, nexthop_id, put_all
+from layout import (
+    ALIAS,
+    BRIDGE,
+    ENDPOINTS,
+    MTU,
+    VTEPS,
+    VXLAN,
+    kernel,
+    mac,
+    make_pair,
+    nexthop_id,
+    put_all,
+)
 
 from meshd.kernel.namespace import Namespace
 from meshd.plan import names
@@ -234,7 +246,7 @@ def test_a_third_container_sees_none_of_the_others_frames(make_cluster, make_net
 
     def attach():
         with Namespace() as namespace:
-            namespace.create_veth(end, names.peer(third), third_mac, MTU)
+            make_pair(namespace, end, names.peer(third), third_mac, MTU)
             return namespace.apply([PutFdb(FdbKey(end.name, third_mac, "master"), FdbTarget(local=True))])
 
     assert cluster.hosts[0].call(attach) == []

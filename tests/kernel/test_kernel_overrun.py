@@ -5,6 +5,7 @@ import itertools
 
 import pytest
 import trio
+from layout import make_pair
 
 from meshd.config import DUMP_AGAIN_S
 from meshd.kernel.namespace import Namespace
@@ -42,8 +43,8 @@ class Counting:
         self.dumped.append(trio.current_time())
         return self._namespace.dump(mark)
 
-    def apply(self, todo):
-        return self._namespace.apply(todo)
+    def apply(self, todo, births=None):
+        return self._namespace.apply(todo, births)
 
 
 class Tee:
@@ -75,8 +76,12 @@ def test_bursts_that_overrun_the_buffer_cost_one_dump_a_second_and_nothing_stays
 
     async def main(namespace):
         counting = Counting(namespace)
-        namespace.create_veth(
-            Link(veth, "veth", names.alias(MARK, BLUE, id_of("web")), 1450), "mp0", bytes([2] * 6), 1450
+        make_pair(
+            namespace,
+            Link(veth, "veth", names.alias(MARK, BLUE, id_of("web")), 1450),
+            "mp0",
+            bytes([2] * 6),
+            1450,
         )
         with Watch(namespace._echoes, receive_bytes=1 << 16) as watch:
             events = Tee(watch)

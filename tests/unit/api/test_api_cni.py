@@ -97,7 +97,7 @@ async def test_a_link_is_born_in_the_namespace_of_the_executable_where_its_proce
     runtime.pid = 4711
     config = b'{"cniVersion":"1.1.0","name":"blue","type":"meshd"}'
     assert b"h" not in [tag for tag, _ in await runtime.raw("ADD", config)]
-    ((_, peer, mac, _),) = host.kernel.links.values()
+    ((peer, mac, *_),) = host.kernel.links.values()
     assert (peer, host.kernel.moved) == ("eth0", {"eth0"})
     runtime.link = link_answer(mac)
     assert (await runtime.raw("ADD", config))[0] == (b"n", b"")

@@ -296,6 +296,17 @@ def test_a_link_that_was_recorded_but_not_made_is_refused_once_and_taken_when_ma
     assert bench.shadow.failed == {}
 
 
+def test_what_was_refused_of_an_endpoint_that_went_is_missing_no_more():
+    bench = running()
+    id_ = bench.world.endpoint("new", BLUE, A, "10.1.0.3")
+    bench.change(endpoints={BLUE: {id_}})
+    assert {type(op) for op in bench.shadow.failed} == {ops.PutLink, ops.PutFdb}
+    bench.world.release("new")
+    bench.change(endpoints={BLUE: {id_}})
+    assert bench.shadow.counts() == {"missing": 0, "stale": 0}
+    assert bench.kernel.state == desired(bench.world.view())
+
+
 def test_an_attach_has_what_was_refused_of_its_network_tried_again_at_once():
     bench = Bench(blue_on_two_hosts())
     bench.plug("web")

@@ -6,7 +6,7 @@ and not cut off, at once).
 """
 
 import hashlib
-from contextlib import contextmanager
+from contextlib import asynccontextmanager, contextmanager
 
 import msgspec
 import trio
@@ -31,6 +31,8 @@ from meshd.model import (
     Version,
 )
 from meshd.plan.bridges import Belongings, Card
+from meshd.plan.objects import Link
+from meshd.plan.ops import PutLink
 from meshd.plan.view import View
 from meshd.shell.desk import Desk
 from meshd.shell.events import EventBus
@@ -110,17 +112,14 @@ class FakeKernel:
     def local_addresses(self):
         return set(self.addresses)
 
-    def create_veth(self, link, peer, peer_mac, peer_mtu, pid=0):
-        if self.fail_create:
-            raise self.fail_create
-        assert link.name not in self.links
-        assert link.name in self.being_made, "the reconciler would take it for stale"
-        self.links[link.name] = (link, peer, peer_mac, peer_mtu)
-        if pid:
-            self.moved.add(peer)
+    def plug(self, name, birth):
+        assert name not in self.links
+        self.links[name] = birth
+        if birth.pid:
+            self.moved.add(birth.peer)
 
     def links_exist(self, names):
-        there = {end for link, (_, peer, *_) in self.links.items() for end in (link, peer)}
+        there = {end for link, birth in self.links.items() for end in (link, birth.peer)}
         return (there - self.moved) & set(names)
 
     def delete_link(self, name):
@@ -130,7 +129,8 @@ class FakeKernel:
 
 
 class FakeReconciler:
-    def __init__(self):
+    def __init__(self, cluster):
+        self.cluster = cluster
         self.told = []
         self.refused = {}
         self.found = {"missing": [], "stale": [], "foreign": []}
@@ -148,6 +148,24 @@ class FakeReconciler:
     async def in_kernel_thread(self, function, *args):
         await trio.lowlevel.checkpoint()
         return function(*args)
+
+    @asynccontextmanager
+    async def coming(self, id_, endpoint, attachment, birth):
+        name, kernel = attachment.host_if, self.cluster.kernel
+        refused = PutLink(Link(name, "veth", "", birth.mtu))
+        self.told.append((endpoint.network, id_))
+        try:
+            with self.making(name):
+                await self.settled()
+                if kernel.fail_create:
+                    self.refused[refused] = kernel.fail_create
+                else:
+                    kernel.plug(name, birth)
+                yield
+        finally:
+            self.refused.pop(refused, None)
+            if self.cluster.endpoints.get(id_) != endpoint:
+                kernel.links.pop(name, None)
 
     @contextmanager
     def making(self, link):
@@ -221,7 +239,7 @@ class FakeCluster:
         self.bridges, self.alarms = {}, {}
         self.events = EventBus(lambda: 1234.5)
         self.desk = Desk()
-        self.reconciler = FakeReconciler()
+        self.reconciler = FakeReconciler(self)
         self.kernel = FakeKernel(self.reconciler.being_made)
         self.ready = True
         self.allocation_stopped = ""

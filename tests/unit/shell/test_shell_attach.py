@@ -5,6 +5,7 @@ import pytest
 import trio
 
 from meshd.errors import BadRequest, Conflict, KernelError, NotFound, Unavailable
+from meshd.kernel.links import Birth
 from meshd.messages import BlockAsk
 from meshd.model import Attachment, Endpoint, Key, Kind, Released, text_ip
 from meshd.plan.objects import Link
@@ -47,14 +48,8 @@ async def test_attach_makes_one_endpoint_with_its_link_its_records_and_its_rows_
     assert found.endpoint.name == "web"
     assert found.endpoint.aliases == ("a", "b")
     assert found.endpoint.host == host.me
-    link, peer, mac, mtu = host.kernel.links[found.attachment.host_if]
-    assert (link.alias, link.kind, link.mtu, mtu) == (
-        f"meshd:{host.mark}:{network.id.hex()}:{found.id.hex()[:8]}",
-        "veth",
-        1450,
-        1450,
-    )
-    assert (peer, mac) == (found.attachment.peer_if, found.endpoint.mac)
+    birth = host.kernel.links[found.attachment.host_if]
+    assert birth == Birth(found.attachment.peer_if, found.endpoint.mac, 1450)
     assert len(host.journal) == batches + 1  # both records in one batch: all or nothing
     assert [item.kind for item in host.journal[-1]] == [Kind.ENDPOINT, Kind.ATTACHMENT]
     endpoint = host.journal[-1][0]

@@ -27,13 +27,14 @@ from meshd.config import (
     VANISHED_GRACE_S,
 )
 from meshd.errors import KernelError
+from meshd.kernel.links import Birth
 from meshd.kernel.watch import KernelEvent, Overrun
 from meshd.plan import names, ops, wording
 from meshd.plan.desired import desired
 from meshd.plan.objects import GATE_ACCEPTS, Gate, GateState, NeighKey
 from meshd.shell.reconcile import Reconciler
 from tests.fake_kernel import FakeKernel, refused
-from tests.plan_world import BLUE, A, B, C, blue_on_two_hosts, id_of, ip4
+from tests.plan_world import BLUE, OVERLAY, RED, A, B, C, blue_on_two_hosts, id_of, ip4
 
 ROW = NeighKey("mo11111111", ip4("10.1.0.66"))
 FOREIGN_CHANGE = KernelEvent("neighbour", 7, "mo11111111", gone=True)
@@ -269,6 +270,100 @@ async def test_a_link_being_made_is_not_taken_for_a_leftover(rig, autojump_clock
     assert "mhdeadbeef" not in rig.kernel.state.links  # attach gave up on it
 
 
+class Coming:
+    """An endpoint that is being attached here: recorded in the world by ``record`` alone."""
+
+    def __init__(self, rig, name="new", network=BLUE, ip="10.1.0.3"):
+        self.rig, self.name, self.network, self.ip = rig, name, network, ip
+        self.id = rig.world.endpoint(name, network, A, ip)
+        self.endpoint, self.attachment = rig.world.endpoints[self.id], rig.world.attachments[self.id]
+        self.forget()
+
+    def forget(self):
+        self.rig.world.release(self.name)
+
+    def record(self):
+        self.rig.world.endpoints[self.id], self.rig.world.attachments[self.id] = (
+            self.endpoint,
+            self.attachment,
+        )
+        self.rig.reconciler.changed(self.network, self.id)
+
+    def begin(self):
+        birth = Birth(self.attachment.peer_if, self.endpoint.mac, 1450)
+        return self.rig.reconciler.coming(self.id, self.endpoint, self.attachment, birth)
+
+    def wanted(self):
+        """What should be there with it."""
+        self.rig.world.endpoints[self.id], self.rig.world.attachments[self.id] = (
+            self.endpoint,
+            self.attachment,
+        )
+        found = desired(self.rig.world.view())
+        self.forget()
+        return found
+
+
+async def test_an_endpoint_stands_before_its_record_which_then_costs_nothing(rig, autojump_clock):
+    coming = Coming(rig)
+    async with coming.begin():
+        assert rig.kernel.state == coming.wanted()
+        assert await rig.reconciler.diff() == {"missing": [], "stale": [], "foreign": []}
+        rig.event()
+        await trio.sleep(1)
+        assert rig.kernel.dumps == 3  # the start's, diff's, and a comparison that takes it for no leftover
+        assert rig.kernel.state == coming.wanted()
+        writes = len(rig.kernel.log)
+        coming.record()
+    await rig.reconciler.settled()
+    await trio.testing.wait_all_tasks_blocked()
+    assert len(rig.kernel.log) == writes
+    assert rig.right()
+    assert rig.repairs == []
+
+
+@pytest.mark.parametrize(
+    "network, ip", [(BLUE, "10.1.0.3"), (RED, "10.2.0.3")]
+)  # one more, and a network's first
+async def test_nothing_is_left_of_an_endpoint_that_was_never_recorded(rig, network, ip, autojump_clock):
+    rig.world.networks[RED] = msgspec.structs.replace(OVERLAY, name="red", vni=5002)
+    rig.reconciler.changed(RED)
+    rig.allowed = False  # what no record explains may not be deleted: but this was ours alone
+    before = copy.deepcopy(rig.kernel.state)
+    coming = Coming(rig, network=network, ip=ip)
+    async with coming.begin():
+        assert rig.kernel.state == coming.wanted()
+    assert rig.kernel.state == before
+    assert rig.reconciler.counts() == {"missing": 0, "stale": 0}
+
+
+async def test_a_link_that_the_kernel_refuses_is_a_failure_until_its_endpoint_is_given_up(
+    rig, autojump_clock
+):
+    coming = Coming(rig)
+    op = ops.PutLink(coming.wanted().links[coming.attachment.host_if])
+    rig.kernel.refuse = {op: refused(17)}
+    before = copy.deepcopy(rig.kernel.state)
+    async with coming.begin():
+        assert rig.reconciler.failures()[op].errno == 17
+    assert rig.reconciler.failures() == {}
+    rig.kernel.state.links.pop(
+        coming.attachment.host_if, None
+    )  # the real kernel makes it only as it should be
+    assert rig.kernel.state == before
+
+
+async def test_an_endpoint_given_up_on_by_a_cancelled_caller_goes_before_the_caller_does(rig, autojump_clock):
+    coming = Coming(rig)
+    before = copy.deepcopy(rig.kernel.state)
+    with trio.CancelScope() as scope:
+        async with coming.begin():
+            scope.cancel()
+            await trio.lowlevel.checkpoint()
+    assert scope.cancelled_caught
+    assert rig.kernel.state == before
+
+
 async def test_what_the_kernel_refused_is_shown_and_tried_again(rig, autojump_clock):
     id_ = rig.world.endpoint("cache", BLUE, C, "10.1.0.130")
     op = ops.PutNeigh(NeighKey("mo11111111", ip4("10.1.0.130")), names.endpoint_mac(id_))
@@ -300,7 +395,7 @@ async def test_what_the_kernel_refused_once_is_there_a_moment_later(rig, autojum
 
 
 async def test_a_kernel_that_refuses_everything_is_asked_less_and_less(rig, autojump_clock):
-    def broken(todo):
+    def broken(todo, births):
         raise refused(5)
 
     rig.kernel.apply = broken
@@ -399,10 +494,10 @@ async def test_the_loop_runs_on_while_the_kernel_is_slow(monkeypatch, nursery):
     entered, leave = threading.Event(), threading.Event()
     quick = rig.kernel.apply
 
-    def slow(todo):
+    def slow(todo, births):
         entered.set()
         assert leave.wait(60)
-        return quick(todo)
+        return quick(todo, births)
 
     rig.kernel.apply = slow
     rig.reconciler.changed(BLUE, rig.world.endpoint("cache", BLUE, C, "10.1.0.130"))
