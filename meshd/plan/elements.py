@@ -38,6 +38,7 @@ class Field(NamedTuple):
 
 FIELDS: dict[str, Field] = {
     "ifname": Field(IFNAME_BYTES, lambda value: f'"{value.rstrip(bytes(1)).decode()}"'),
+    "fib saddr oifname": Field(IFNAME_BYTES, lambda value: f'"{value.rstrip(bytes(1)).decode()}"'),
     "ether_addr": Field(6, text_mac),
     "ipv4_addr": Field(4, text_ip),
     "ipv6_addr": Field(16, text_ip),
@@ -45,6 +46,9 @@ FIELDS: dict[str, Field] = {
     "inet_service": Field(2, lambda value: str(int.from_bytes(value, "big"))),
     "@th,96,24": Field(3, lambda value: f"0x{value.hex()}"),  # of a UDP packet of VXLAN: its VNI
     "@th,64,128": Field(16, lambda value: f"0x{value.hex()}"),  # of neighbour discovery: its target
+    "@ll,48,64": Field(8, lambda value: f"0x{value.hex()}"),  # of a frame: its source MAC and its type
+    "@nh,96,32": Field(4, lambda value: f"0x{value.hex()}"),  # of an IPv4 packet: its source
+    "@nh,64,128": Field(16, lambda value: f"0x{value.hex()}"),  # of an IPv6 packet: its source
 }
 
 
@@ -58,6 +62,7 @@ class SetSpec(NamedTuple):
 
 SETS: dict[str, SetSpec] = {
     "bridges": SetSpec("inet", ("ifname",)),
+    "ways": SetSpec("inet", ("fib saddr oifname",)),
     "internal": SetSpec("inet", ("ifname",)),
     "same": SetSpec("inet", ("ifname", "ifname")),
     "apart": SetSpec("inet", ("ifname", "ifname")),
@@ -74,8 +79,9 @@ SETS: dict[str, SetSpec] = {
     "own": SetSpec("bridge", ("ifname",)),
     "loops": SetSpec("bridge", ("ifname", "ifname")),
     "macs": SetSpec("bridge", ("ifname", "ether_addr")),
-    "ips4": SetSpec("bridge", ("ifname", "ether_addr", "ipv4_addr")),
-    "ips6": SetSpec("bridge", ("ifname", "ether_addr", "ipv6_addr")),
+    "ips4": SetSpec("bridge", ("ifname", "@ll,48,64", "@nh,96,32")),
+    "ips6": SetSpec("bridge", ("ifname", "@ll,48,64", "@nh,64,128")),
+    "targets4": SetSpec("bridge", ("ifname", "ipv4_addr")),
     "targets6": SetSpec("bridge", ("ifname", "@th,64,128")),
 }
 """Every set of ours. Rules use no others but anonymous ones."""
@@ -123,7 +129,7 @@ def _unpack(kinds: tuple[str, ...], packed: bytes) -> list[bytes]:
 
 def device(of: Element) -> str:
     """Return the device that an element is about, or ""."""
-    if SETS[of.set].key[0] != "ifname":
+    if "ifname" not in SETS[of.set].key[0]:
         return ""
     return of.key[:IFNAME_BYTES].rstrip(b"\0").decode(errors="replace")
 
@@ -146,15 +152,16 @@ def declarations(family: str) -> Iterable[str]:
         if spec.family != family:
             continue
         sort = "map" if spec.data else "set"
-        raw = any(
-            kind.startswith("@") for kind in spec.key
+        unnamed = any(
+            kind[0] == "@" or " " in kind for kind in spec.key
         )  # nft knows no name for these types, only their like
-        kind = f"typeof {_join(spec.key).replace('ifname', 'iifname')}" if raw else f"type {_join(spec.key)}"
+        like = ("iifname" if kind == "ifname" else kind for kind in spec.key)
+        kind = f"typeof {_join(like)}" if unnamed else f"type {_join(spec.key)}"
         leads = f" : {_join(spec.data)}" if spec.data else ""
         yield f"\t{sort} {name} {{\n\t\t{kind}{leads}\n\t}}\n"
 
 
-def _join(kinds: tuple[str, ...]) -> str:
+def _join(kinds: Iterable[str]) -> str:
     return " . ".join(kinds)
 
 

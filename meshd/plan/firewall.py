@@ -11,10 +11,15 @@ packet arrives there with this host's address, and VXLAN takes a frame from any 
 one network that br_netfilter shows to the forward hook are let through before that, unless its endpoints are to be kept
 apart: then they are as those of two networks. Frames on our VXLAN port with a VNI that is not ours are not looked at:
 they are somebody else's. A packet to 127.0.0.0/8 from a container is dropped before conntrack translates replies:
-bridges with published ports have route_localnet on.
+bridges with published ports have route_localnet on. What comes by another device than a bridge of ours, from an address
+that is reached by one, is forged: containers' packets leave masqueraded. Strict rp_filter drops that too where it is on,
+for IPv4 alone. An internal network's addresses are reached by no device, so they are like any that are made up.
 
-What every packet of the host passes is ordered by price: a comparison before a look-up (0.1 us), and a device's name
-by its beginning before the set of them, so that strangers' packets look nothing up.
+What every packet of the host passes is ordered by price: a comparison before a look-up (0.2 us), and a device's name
+by its beginning before the set of them, so that strangers' packets look up nothing but the way back to whom they say
+they are from. What is loaded from a packet beside
+its address and port is not cheap either: MAC and type are one load (elements.py), and a member's VXLAN frame is taken by
+its source alone; its VNI is looked at only if that is no member's.
 """
 
 import functools
@@ -38,20 +43,27 @@ with our members in this host's name, nor ours with its."""
 _INET = """\
 	chain raw {
 		type filter hook prerouting priority raw; policy accept;
+		iifname "BRIDGES*" goto loopback
+		iif "lo" accept
+		udp dport VXLAN_PORT accept
+		fib saddr oifname @ways drop
+	}
+
+	chain loopback {
 		ip daddr 127.0.0.0/8 iifname @bridges drop
 		ip saddr 127.0.0.0/8 iifname @bridges drop
 	}
 
 	chain clamp {
-		type filter hook forward priority mangle; policy accept;
-		tcp flags syn / syn,rst iifname @bridges tcp option maxseg size set rt mtu
-		tcp flags syn / syn,rst oifname @bridges tcp option maxseg size set rt mtu
+		iifname @bridges tcp option maxseg size set rt mtu
+		oifname @bridges tcp option maxseg size set rt mtu
 	}
 
 	chain forward {
 		type filter hook forward priority filter; policy accept;
-		iifname . oifname @same accept
 		iifname != "BRIDGES*" oifname != "BRIDGES*" accept
+		iifname . oifname @same accept
+		tcp flags syn / syn,rst jump clamp
 		iifname @internal drop
 		oifname @internal drop
 		iifname @bridges oifname @bridges ct status dnat accept
@@ -65,19 +77,26 @@ _INET = """\
 
 	chain input {
 		type filter hook input priority filter; policy accept;
-		udp dport VXLAN_PORT @th,96,24 @vnis goto vxlan
-		iifname != "BRIDGES*" accept
+		iifname "BRIDGES*" goto containers
+		udp dport VXLAN_PORT goto vxlan
+	}
+
+	chain containers {
 		iifname @internal drop
 		udp dport CLOSED_UDP FROM_CONTAINERS drop
 		tcp dport CLOSED_TCP FROM_CONTAINERS drop
+		udp dport VXLAN_PORT goto vxlan
 	}
 
 	chain vxlan {
-		iif "lo" drop
-		iifname "BRIDGES*" iifname @bridges drop
+		iif "lo" goto stranger
 		ip saddr @members4 accept
 		ip6 saddr @members6 accept
-		drop
+		goto stranger
+	}
+
+	chain stranger {
+		@th,96,24 @vnis drop
 	}
 
 	chain prerouting {
@@ -114,8 +133,9 @@ _BRIDGE = """\
 	chain prerouting {
 		type filter hook prerouting priority filter; policy accept;
 		iifname != "PORTS*" accept
-		ether type ip goto container_ip
-		ether type ip6 goto container_ip6
+		iifname . @ll,48,64 . @nh,96,32 @ips4 goto container_ip
+		iifname . @ll,48,64 . @nh,64,128 @ips6 goto container_ip6
+		ether type ip6 goto unspecified
 		ether type arp goto container_arp
 		goto other
 	}
@@ -126,21 +146,21 @@ _BRIDGE = """\
 	}
 
 	chain container_ip {
-		iifname . ether saddr . ip saddr != @ips4 goto other
 		meta l4proto != udp accept
-		udp sport 67 drop
-		udp dport 68 drop
-		accept
+		th sport 67 drop
+		th dport 68 drop
 	}
 
 	chain container_ip6 {
-		iifname . ether saddr . ip6 saddr != @ips6 goto unspecified
 		meta l4proto tcp accept
+		meta l4proto udp goto container_udp6
 		icmpv6 type { nd-router-advert, nd-redirect } drop
 		icmpv6 type nd-neighbor-advert iifname . @th,64,128 != @targets6 drop
-		udp sport 547 drop
-		udp dport 546 drop
-		accept
+	}
+
+	chain container_udp6 {
+		th sport 547 drop
+		th dport 546 drop
 	}
 
 	chain unspecified {
@@ -152,7 +172,7 @@ _BRIDGE = """\
 		iifname . ether saddr != @macs goto other
 		iifname . arp saddr ether != @macs drop
 		arp saddr ip 0.0.0.0 accept
-		iifname . ether saddr . arp saddr ip @ips4 accept
+		iifname . arp saddr ip @targets4 accept
 		drop
 	}
 
@@ -161,9 +181,12 @@ _BRIDGE = """\
 		iifname @own notrack
 	}
 """
-"""One look-up for a packet of a container's, none for what comes by the tunnel or another's bridge: a look-up by device
-name costs a tenth of a microsecond, and there are four frames in a round trip. A frame that is neither ARP nor IP is
-dropped, a tagged one too: what is inside would pass unseen."""
+"""One look-up for a container's IPv4 packet, none for what comes by the tunnel or another's bridge: there are four frames
+in a round trip. A frame that is neither ARP nor IP is dropped, a tagged one too, whose type is another: what is inside
+would pass unseen."""
+
+_TYPE = {4: b"\x08\x00", 16: b"\x86\xdd"}
+"""A frame's type by the length of the addresses in it: what follows the source MAC."""
 
 
 def render(*, gossip_port: int, vxlan_port: int) -> str:
@@ -199,7 +222,7 @@ def network_elements(bridge: str, network: Network, also: Sequence[str] = ()) ->
     """Return the elements of a network that has a bridge here. ``also``: the host's own device on it, if it has one:
     what is routed to the network leaves by it."""
     devices = [name.encode() for name in (bridge, *also)]
-    found = {element("bridges", name): b"" for name in devices}
+    found = {element(name, device): b"" for name in ("bridges", "ways") for device in devices}
     within = "apart" if isolates_ports(network) else "same"
     found |= {element(within, one, other): b"" for one in devices for other in devices}
     if network.internal:
@@ -221,11 +244,12 @@ def port_elements(host_if: str, endpoint: Endpoint, also: Sequence[bytes] = ()) 
     found = {element("ports", name): b"", element("macs", name, mac): b""}
     for ip in (*endpoint.ips, *also):
         if len(ip) == 4:
-            found[element("ips4", name, mac, ip)] = b""
+            found[element("ips4", name, mac + _TYPE[4], ip)] = b""
+            found[element("targets4", name, ip)] = b""
     if any(len(ip) == 16 for ip in endpoint.ips):
         for ip in (*endpoint.ips, *also, link_local(mac)):
             if len(ip) == 16:
-                found[element("ips6", name, mac, ip)] = b""
+                found[element("ips6", name, mac + _TYPE[16], ip)] = b""
                 found[element("targets6", name, ip)] = b""
     return found
 

@@ -337,7 +337,7 @@ def test_a_container_is_no_member_even_with_a_member_s_address(site):
             return arrives(into, injected, lambda mark: tunnelled(s, friend, VNI, inner(s, mark)))
 
         assert not came()
-        s.host.run("nft", "flush", "chain", "inet", "meshd", "vxlan")
+        s.host.run("nft", "flush", "chain", "inet", "meshd", "containers")
         assert came()  # so the rule was what held it back
 
 
@@ -374,6 +374,36 @@ def test_other_vxlan_traffic_is_left_alone_and_our_own_machine_cannot_inject(sit
 
         with packet_socket(s.boxes[2], "eth0") as into:
             assert not arrives(into, local, lambda mark: tunnelled(s, friend, VNI, inner(s, mark)))
+
+
+@pytest.mark.parametrize("family", [4, 6])
+def test_a_machine_of_the_lan_cannot_send_with_a_container_s_address(site, family):
+    """Nothing in the kernel keeps an IPv6 packet back for where it came from, and for IPv4 only strict rp_filter."""
+    s = site(family)
+    (card,) = s.host.json("ip", "-j", "link", "show", "dev", "u0")
+    to = bytes.fromhex(card["address"].replace(":", ""))
+
+    def listening():
+        sock = socket.socket(socket.AF_INET if family == 4 else socket.AF_INET6, socket.SOCK_DGRAM)
+        sock.bind((UNDERLAY[family]["here"], 4000))
+        sock.settimeout(WAIT_S)
+        return sock
+
+    def from_(source):
+        where = (source, ip(UNDERLAY[family]["here"]))
+        kind = frames.IP if family == 4 else frames.IP6
+        return lambda mark: out.send(
+            frames.ether(to, b"\x02" * 6, kind, frames.checked(*where, 17, frames.udp(1, 4000, mark)))
+        )
+
+    honest = from_(ip(UNDERLAY[family]["stranger"]))
+    address = s.v4 if family == 4 else s.v6
+    with packet_socket(s.lan, "u1") as out, s.host.call(listening) as into:
+        came = {n: arrives(into, from_(address(n)), honest) for n in (1, 2, 3)}
+        assert came == {1: False, 2: False, 3: False}  # 3 is another host's
+        assert arrives(into, from_(ip("198.51.100.7" if family == 4 else "2001:db8:1::7")), honest)
+        s.host.run("nft", "flush", "chain", "inet", "meshd", "raw")
+        assert arrives(into, from_(address(1)), honest)  # so the rule was what held it back
 
 
 def test_a_flush_is_undone_and_a_forgery_is_dropped_again(site):

@@ -32,10 +32,11 @@ WAYS = {
     "gateway": "a frame to the gateway's MAC with its address",
     "frame": "a frame to its MAC",
     "claim": "ARP and neighbour discovery that claim its address for the sender",
+    "lan": "a machine of the LAN sends to its host with its address as source",
     "forged": "frames with its MAC, its address or both as source, to everybody, the gateway and the neighbours",
 }
 BY_SOCKET = ("none", "host", "outside")
-"""Sources of which only ``ip`` is tried: without an interface there is nothing else to try, and who is root on a host
+"""Sources of which only ``ip`` is tried, and ``lan`` of ``outside``: without an interface there is nothing else to try, and who is root on a host
 or on the LAN's router may send what he wants."""
 
 BY_IP = """
@@ -100,6 +101,14 @@ yard         LL     LL    LL    LL   LL   LL   LL    LL    LL     .L
 LAN, like every machine there: its frames do not pass this host's firewall. What it pretends is seen there alone; a host
 that is made to forward it may tell whom it seems to come from so (an ICMP redirect), as any router does."""
 
+FROM_THE_LAN = """
+            host  bridge  red  blue  den  sea  sky  well  yard  outside
+outside      ..     --     --   --    ++   --   --   ++    ..     ..
+"""
+"""A container's address is taken from no other device than its network's. An internal network is not routed to at all,
+so its addresses are like any made-up ones, which a host takes from everybody. (``yard``'s are the LAN's own; a host's is
+dropped by the kernel on IPv4 alone.)"""
+
 SERVICES = ("gossip/udp", "gossip/tcp", "vxlan/udp", "other/udp", "other/tcp")
 TO_THE_HOST = """
             gossip/udp  gossip/tcp  vxlan/udp  other/udp  other/tcp
@@ -118,7 +127,10 @@ outside         ++          ++         --         ++         ++
 without the cluster's key are not answered); VXLAN frames of our networks are taken from members alone. Everything else
 that listens on a host is reached by design, as from the LAN: it is the host's own firewall that keeps it apart."""
 
-TABLES = {"ip": BY_IP, "gateway": BY_GATEWAY, "frame": BY_FRAME, "claim": BY_PRETENCE, "forged": BY_PRETENCE}
+TABLES = {
+    "ip": BY_IP, "gateway": BY_GATEWAY, "frame": BY_FRAME, "claim": BY_PRETENCE, "lan": FROM_THE_LAN,
+    "forged": BY_PRETENCE,
+}  # fmt: skip
 SIGNS = {"+": PASS, "-": SILENT, "L": LAN, ".": NOTHING}
 
 

@@ -98,6 +98,18 @@ def by_claim(world: World, source: Party, target: Party, version: int, token: by
     yield from (frames.ether(mac, source.mac, frames.IP6, packet + token) for mac in to for packet in packets)
 
 
+def by_lan(world: World, source: Party, target: Party, version: int, token: bytes) -> Iterator[bytes]:
+    host = host_of(world, target)
+    packet = datagram(packed(target.ips[version]), packed(host.ips[version]), token)
+    yield frames.ether(host.mac, source.mac, kind(version), packet)
+
+
+def host_of(world: World, target: Party) -> Party:
+    """Return the host that an endpoint is on."""
+    place = next(place for (_, place), party in world.targets.items() if party is target)
+    return world.targets["host", place]
+
+
 def by_forgery(world: World, source: Party, target: Party, version: int, token: bytes) -> Iterator[bytes]:
     mine, theirs = packed(source.ips[version]), packed(target.ips[version])
     neighbours = [world.targets[source.network, place] for place in PLACES]
@@ -108,7 +120,7 @@ def by_forgery(world: World, source: Party, target: Party, version: int, token: 
             yield frames.ether(to_mac, mac, kind(version), datagram(ip, to_ip, token))
 
 
-BY_FRAMES = {"gateway": by_gateway, "frame": by_frame, "claim": by_claim, "forged": by_forgery}
+BY_FRAMES = {"gateway": by_gateway, "frame": by_frame, "claim": by_claim, "lan": by_lan, "forged": by_forgery}
 
 
 def plan(world: World) -> None:
@@ -126,7 +138,7 @@ def plan(world: World) -> None:
             if cell.column == "ip":
                 source.jobs.append({"id": number, "to": ip})
                 continue
-            assert cell.source not in BY_SOCKET
+            assert cell.source not in BY_SOCKET or cell.column == "lan"
             jobs = [{"id": number, "dev": source.dev, "frame": frame.hex()}
                     for frame in BY_FRAMES[cell.column](world, source, target, version, token)]  # fmt: skip
             if cell.source == "yard" and cell.column in ("claim", "forged"):

@@ -30,7 +30,7 @@ from isolation import (
     expected,
     report,
 )
-from isolation_probes import Party, World, plan
+from isolation_probes import Party, World, host_of, plan
 from labtools import Attach, Attached, NewNetwork
 
 from meshctl import labnet
@@ -204,6 +204,8 @@ def judge_one(world: World, cell: Cell, target: Party, places: set[tuple[str, st
     if cell.column in ("claim", "forged"):
         strangers = {name for name, where in places if name not in on_the_lan and where != DELIVERED}
         return f"seen by {', '.join(sorted(strangers))}" if strangers else LAN if places else SILENT
+    if cell.column == "lan":
+        target = host_of(world, target)
     arrived = any(name == target.name and (where == DELIVERED or not target.host) for name, where in places)
     # hosts and the router see what they forward; on the LAN a switch shows everybody what it does not know
     strangers = {name for name, _ in places if name not in on_the_lan | {"host1", "host2", target.name}}

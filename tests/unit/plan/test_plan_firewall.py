@@ -65,7 +65,7 @@ def test_on_another_port_the_tables_have_another_name_and_no_cluster_s_container
     assert 'udp dport { 4789, 7000, 7947, 8472 } iifname "mo*" oifname != "mo*" drop' in text
     assert 'tcp dport { 7000, 7947 } iifname "mo*" oifname != "mo*" drop' in text
     assert "FROM" not in text
-    assert "udp dport 8472 @th,96,24 @vnis goto vxlan" in text
+    assert "udp dport 8472 goto vxlan" in text
 
 
 def test_without_networks_there_is_neither_table_nor_element():
@@ -81,12 +81,14 @@ def test_a_network_its_members_and_an_endpoint_are_elements():
     mac = names.endpoint_mac(id_of("web")).hex(":")
     assert said(desired(blue_on_two_hosts().view()).elements) == {
         "bridges": ['"mo11111111"'],
+        "ways": ['"mo11111111"'],
         "same": ['"mo11111111" . "mo11111111"'],
         "vnis": ["0x001389"],
         "members4": ["192.0.2.1", "192.0.2.2", "192.0.2.3"],
         "ports": [f'"{host_if}"'],
         "macs": [f'"{host_if}" . {mac}'],
-        "ips4": [f'"{host_if}" . {mac} . 10.1.0.2'],
+        "ips4": [f'"{host_if}" . 0x{mac.replace(":", "")}0800 . 0x0a010002'],
+        "targets4": [f'"{host_if}" . 10.1.0.2'],
     }
 
 
@@ -96,18 +98,20 @@ def test_an_endpoint_with_v6_may_use_its_own_link_local_address():
     world.endpoint("web", BLUE, A, "10.1.0.2", v6, mac=bytes.fromhex("02aabbccddee"))
     found = said(desired(world.view()).elements)
     port = f'"{names.veth(id_of("web"))}"'
-    mac = "02:aa:bb:cc:dd:ee"
-    assert found["ips6"] == [f"{port} . {mac} . fd00:1::2", f"{port} . {mac} . fe80::aa:bbff:fecc:ddee"]
-    assert [one.rpartition(" ")[2] for one in found["targets6"]] == [
-        "0xfd000001000000000000000000000002",
-        "0xfe8000000000000000aabbfffeccddee",
-    ]
+    ips = ["0xfd000001000000000000000000000002", "0xfe8000000000000000aabbfffeccddee"]
+    assert found["ips6"] == [f"{port} . 0x02aabbccddee86dd . {ip}" for ip in ips]
+    assert [one.rpartition(" ")[2] for one in found["targets6"]] == ips
 
 
 def test_an_internal_network_is_marked_so_and_a_bridge_network_has_no_vni():
     inside = Network("dark", "overlay", (Subnet("10.1.16.0/20", ""),), vni=5002, internal=True)
     assert said(firewall.network_elements("mo22222222", inside))["internal"] == ['"mo22222222"']
-    assert set(said(firewall.network_elements("mo33333333", BRIDGE))) == {"bridges", "same"}
+    assert set(said(firewall.network_elements("mo33333333", BRIDGE))) == {"bridges", "ways", "same"}
+
+
+@pytest.mark.parametrize("name", ["bridges", "ways"])
+def test_an_element_knows_its_device(name):
+    assert elements.device(elements.element(name, b"mo11111111")) == "mo11111111"
 
 
 def test_a_v6_member_is_in_a_set_of_its_own():
@@ -169,6 +173,7 @@ def test_one_more_endpoint_is_the_same_few_elements_however_many_there_are(there
         "macs",
         "ports",
         "selves4",
+        "targets4",
     ]
     removed = [op for op in diff(before, after, deletions=True) if isinstance(op, sort)]
     assert removed == [DelElement(op.element) for op in added]

@@ -9,6 +9,7 @@ from meshd.plan.tracked import Doubt, Published, Tracked, doubt, is_stale
 
 TCP, UDP = 6, 17
 MAC = b"\x02" * 6
+SENDER = MAC + b"\x08\x00"
 
 
 def ip(text):
@@ -66,13 +67,13 @@ def test_elements_say_what_is_in_doubt():
     puts = {
         everywhere: leads,
         named: elements.data("publish6", ip("fd00::2"), port(81)),
-        elements.element("ips4", b"mhaaaaaaaa", MAC, WEB): b"",
+        elements.element("ips4", b"mhaaaaaaaa", SENDER, WEB): b"",
         elements.element("bridges", b"mobbbbbbbb"): b"",
     }
     gone = [
-        elements.element("ips4", b"mhcccccccc", MAC, OLD),
-        elements.element("ips6", b"mhcccccccc", MAC, ip("fd00::3")),
-        elements.element("ips4", b"mhdddddddd", MAC, WEB),  # the address is another port's now
+        elements.element("ips4", b"mhcccccccc", SENDER, OLD),
+        elements.element("ips6", b"mhcccccccc", SENDER, ip("fd00::3")),
+        elements.element("ips4", b"mhdddddddd", SENDER, WEB),  # the address is another port's now
         elements.element("macs", b"mhcccccccc", MAC),
     ]
     assert doubt(puts, gone) == Doubt(
