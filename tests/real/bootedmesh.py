@@ -99,6 +99,10 @@ def main_pid(host: BootedHost) -> int:
     return int(host.sh("systemctl show --value --property=MainPID meshd"))
 
 
+def is_restarted(host: BootedHost, before: int) -> bool:
+    return main_pid(host) not in (0, before)
+
+
 KEEP_PID = 'echo $$ >"$0"; exec "$@"'
 
 
@@ -135,10 +139,20 @@ class Container:
 
 @contextmanager
 def pinged(source: BootedHost, target: BootedHost) -> Iterator[None]:
-    """Ping from a container on one host to one on the other every 10 ms; at the end, every ping was answered."""
+    """Ping from a container on one host to one on the other, as ``pinging`` does."""
     server = Container(target, "server", "sleep", "infinity")
-    wait_in_sync(source)
-    client = Container(source, "client", "ping", "-n", "-i", str(PING_EVERY_S), server.address)
+    try:
+        wait_in_sync(source)
+        with pinging(source, server.address):
+            yield
+    finally:
+        server.end()
+
+
+@contextmanager
+def pinging(source: BootedHost, address: str) -> Iterator[None]:
+    """Ping an address from a container every 10 ms; at the end, every ping was answered."""
+    client = Container(source, "client", "ping", "-n", "-i", str(PING_EVERY_S), address)
     time.sleep(TRAFFIC_S)
     try:
         yield
@@ -147,7 +161,6 @@ def pinged(source: BootedHost, target: BootedHost) -> Iterator[None]:
         assert len(answered(client)) > before > 0, "the ping has stopped"
     finally:
         client.end()
-        server.end()
     seen = answered(client)
     assert set(range(1, max(seen) + 1)) - seen == set()
     print(f"{len(seen)} pings, all answered")

@@ -20,6 +20,7 @@ from bootedmesh import (
     form,
     has_version,
     install,
+    is_restarted,
     knows,
     main_pid,
     pinged,
@@ -74,10 +75,6 @@ def test_the_journal_has_the_logs_fields(lan: BootedLan) -> None:
     assert entry["MESSAGE"].startswith("audit ")
     assert (entry["MESHD_RESULT"], entry["MESHD_OBJECT"]) == ("not-found", "nowhere")
     assert entry["PRIORITY"] == "6"
-
-
-def is_restarted(host: BootedHost, before: int) -> bool:
-    return main_pid(host) not in (0, before)
 
 
 @pytest.mark.parametrize("command", ["restart", "reload", "stop meshd; systemctl start"])
