@@ -13,6 +13,8 @@ from meshctl.output import FORMATS, Invocation
 DEFAULT_SOCKET = "/run/meshd/api.sock"
 
 COMMANDS: dict[str, tuple[str, str]] = {
+    "install": ("meshctl.install:install", "Install units and settings for a meshd that pip installed."),
+    "uninstall": ("meshctl.install:uninstall", "Take away what install wrote."),
     "init": ("meshctl.setup:init", "Make this host the first of a cluster."),
     "token": ("meshctl.setup:token", "Print what further hosts join with. It is a secret."),
     "join": ("meshctl.setup:join", "Make this host a member of a cluster."),
