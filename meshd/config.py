@@ -164,10 +164,12 @@ NETLINK_RCVBUF_BYTES = 64 * 1024 * 1024  # event socket: held 100,000 events (re
 RECONCILE_S = 30.0  # full compare even when no event came
 REFUSED_AGAIN_S = 0.5  # what the kernel refused is tried again after this, doubling to RECONCILE_S
 EVENT_SETTLE_S = 0.02  # wait for a burst of kernel events to end before comparing: most of a repair's time
-DUMP_AGAIN_S = 1.0  # at most one full compare in this time when the event socket overran
-RECONCILE_REST = (
-    60.0  # that one rests so many times as long as it took: at most 1.7 % of a core. The kernel's dump of
+ROWS_PUT_BACK_MAX = (
+    256  # deleted rows that are put back as events name them; of more, the comparison finds out
 )
+DUMP_AGAIN_S = 1.0  # at most one full compare in this time when the event socket overran
+RECONCILE_REST = 120.0  # that one rests so many times as long as it took: less than 1 % of the time, so that what is deleted
+#                        meanwhile, and is put back after it, is less than 1 % of all. The kernel's dump of
 #                        a bridge's rows grows with their square (0.1 s for 66,000, 2 s for 200,000): each buffer skips
 #                        all before, and they are not in the cache
 COMPARE_REST = 4.0  # after a full compare, rest this many times as long as it took: at most a fifth of a core

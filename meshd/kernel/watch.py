@@ -21,7 +21,7 @@ from meshd.errors import KernelError
 from meshd.kernel import addresses, eventfilter, frames, gates, linkdump, netlink, nexthops, nft, rows
 from meshd.kernel.echoes import Echoes
 from meshd.plan import names
-from meshd.plan.objects import Link
+from meshd.plan.objects import BROADCAST, FdbKey, Link, NeighKey
 
 What = Literal["link", "fdb", "neighbour", "address", "nexthop", "firewall"]
 
@@ -36,13 +36,14 @@ _RECEIVE_BYTES = 1 << 16
 
 class KernelEvent(msgspec.Struct, frozen=True):
     """Something changed. ``index`` and ``name``: of the device, 0 and "" where there is none; ``gone``: it was
-    deleted; ``mine``: this daemon did it."""
+    deleted; ``mine``: this daemon did it; ``row``: which FDB row or neighbour, where that is what changed."""
 
     what: What
     index: int = 0
     name: str = ""
     gone: bool = False
     mine: bool = False
+    row: FdbKey | NeighKey | None = None
 
     @property
     def overrun(self) -> bool:
@@ -198,9 +199,13 @@ class Watch:
         else:
             noted = self._echoes.take_row(("neigh", put, row.ifindex, row.dst or b"", None))
         name = self._name(row.ifindex)
+        key: FdbKey | NeighKey = NeighKey(name, row.dst or b"")
+        if fdb:
+            every = not row.master and row.mac == BROADCAST
+            key = FdbKey(name, row.mac, "master" if row.master else "self", row.dst or b"" if every else b"")
         mine = noted or self._echoes.is_port(frames.HEADER.unpack_from(message)[4])
         mine = mine or (not put and self._echoes.leaving(name))
-        return KernelEvent("fdb" if fdb else "neighbour", row.ifindex, name, not put, mine)
+        return KernelEvent("fdb" if fdb else "neighbour", row.ifindex, name, not put, mine, key)
 
     def _link(self, gone: bool, mine: bool, chunk: bytes, start: int, end: int) -> KernelEvent | None:
         """Keep the devices up to date; pass on only changes that show."""

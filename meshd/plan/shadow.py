@@ -37,6 +37,7 @@ from meshd.plan.objects import (
     Finding,
     Kernel,
     Link,
+    NeighKey,
     made_by_attach,
 )
 from meshd.plan.ops import (
@@ -52,6 +53,7 @@ from meshd.plan.ops import (
     OpenGate,
     PutFdb,
     PutLink,
+    PutNeigh,
     RenameLink,
     SetFirewall,
 )
@@ -125,6 +127,38 @@ class Shadow:
         self.fights.note(repairs, found, now)
         kernels.let_go(before)
         return todo, repairs
+
+    def lost(self, rows: Iterable[FdbKey | NeighKey], now: float) -> tuple[list[Op], bool]:
+        """Take in that somebody deleted these rows. Returns what puts back those that were right until then, and
+        whether that is all there is to do; else a comparison is due. What somebody fights over counts as refused."""
+        todo: list[Op] = []
+        clear = True
+        for key in rows:
+            op, have = self._wanted_row(key), self._had_row(key)
+            if op is None and have is not None:
+                self.done([DelFdb(key) if isinstance(key, FdbKey) else DelNeigh(key)], ())
+            elif op is not None and op == have:
+                todo.append(op)
+            elif op is not None:
+                clear = False
+        held = self.fights.held(todo, self.have, now)
+        self.failed.update({op: _fought_over(wait) for op, wait in held.items()})
+        todo = [op for op in todo if op not in held]
+        self.fights.note(todo, self.have, now)
+        return todo, clear
+
+    def _wanted_row(self, key: FdbKey | NeighKey) -> Op | None:
+        for part in self._want.values():
+            if isinstance(key, FdbKey) and key in part.kernel.fdb:
+                return PutFdb(key, part.kernel.fdb[key])
+            if isinstance(key, NeighKey) and key in part.kernel.neigh:
+                return PutNeigh(key, part.kernel.neigh[key])
+        return None
+
+    def _had_row(self, key: FdbKey | NeighKey) -> Op | None:
+        if isinstance(key, FdbKey):
+            return PutFdb(key, self.have.fdb[key]) if key in self.have.fdb else None
+        return PutNeigh(key, self.have.neigh[key]) if key in self.have.neigh else None
 
     def change(
         self,

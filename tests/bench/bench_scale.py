@@ -33,7 +33,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "kernel"))
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from benchlib import Unix
+from benchlib import Unix, put_back, show
 from conftest import Netns
 
 from meshctl import labdaemon, netns
@@ -57,6 +57,7 @@ MARK = "aabbccdd"
 ME, NETWORK = bytes([1]) * 16, bytes([9]) * 16
 HOSTS = [bytes([2, n]) * 8 for n in range(100)]
 FIRST = int.from_bytes(bytes((100, 64, 1, 0)), "big")  # in 100.64.0.0/12, which no default pool touches
+PUT_BACK = 300  # rows deleted by hand, among all
 ROWS_PER_ENDPOINT = 3  # FDB of the vxlan device, FDB of the bridge, neighbour
 
 
@@ -357,6 +358,10 @@ def daemons(count: int) -> None:
         )
         attaches(learner, {"big": f"among {count:,} endpoints", "bridge": "on a network without others"})
         idle(learner, "learner")
+        known = learner.json("endpoint", "ls", "--network", "big")
+        macs = [each["mac"] for each in known if each["host"] != learner.name]
+        times = put_back(learner.ns, f"{names.VXLAN}{network[:8]}", random.Random(1).sample(macs, PUT_BACK))
+        show("  row deleted by hand -> back", times, "ms", "to reach: p99 50")
         learner.kill()
         for link in json.loads(learner.run("ip", "-j", "link", "show").stdout):
             if link["ifname"].startswith((names.OVERLAY_BRIDGE, names.VXLAN)):

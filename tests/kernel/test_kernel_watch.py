@@ -31,7 +31,7 @@ from meshd.kernel.watch import Overrun, Watch
 from meshd.model import text_ip
 from meshd.plan import names
 from meshd.plan.elements import element
-from meshd.plan.objects import Addr, FdbKey, FdbTarget, NeighKey
+from meshd.plan.objects import BROADCAST, Addr, FdbKey, FdbTarget, NeighKey
 from meshd.plan.ops import (
     DelAddr,
     DelElement,
@@ -269,6 +269,24 @@ def test_a_device_that_somebody_changes_right_after_us_is_told(host):
         host.run("ip", "link", "set", VXLAN, "mtu", "1290")
 
     assert ("link", VXLAN) in [(event.what, event.name) for event in observe(host, do)]
+
+
+def test_a_deleted_row_is_named_as_what_is_wanted_is(host):
+    """So that it can be put back without reading all others."""
+
+    desired = kernel(0)
+    everybody = FdbKey(VXLAN, BROADCAST, "self", ip("192.0.2.9"))
+    assert host.kernel.apply([PutFdb(everybody, FdbTarget(dst=everybody.to))]) == []
+
+    def do():
+        for key in (*desired.fdb, everybody):
+            to = ["dst", text_ip(key.to)] if key.to else []
+            host.run("bridge", "fdb", "del", key.mac.hex(":"), "dev", key.dev, key.where, *to)
+        for key in desired.neigh:
+            host.run("ip", "neigh", "del", text_ip(key.ip), "dev", key.dev)
+
+    found = observe(host, do)
+    assert {event.row for event in found if event.gone} == {*desired.fdb, *desired.neigh, everybody}
 
 
 def test_an_overrun_is_told_and_the_watch_goes_on(host):

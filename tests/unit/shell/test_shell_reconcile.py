@@ -156,6 +156,70 @@ async def test_a_row_deleted_by_a_stranger_comes_back_and_is_reported(rig, autoj
     assert rig.repairs == [[ops.PutNeigh(ROW, names.endpoint_mac(id_of("db")))]]
 
 
+def lose(rig, key):
+    """Have somebody delete a row, whose event names it."""
+    rows = rig.kernel.state.neigh if isinstance(key, NeighKey) else rig.kernel.state.fdb
+    del rows[key]
+    rig.event(KernelEvent("neighbour", 7, key.dev, gone=True, row=key))
+
+
+async def test_the_row_that_an_event_names_is_put_back_at_once_without_reading_all_others(
+    rig, autojump_clock
+):
+    before = trio.current_time()
+    rows = [*rig.kernel.state.fdb, *rig.kernel.state.neigh]
+    for key in rows:
+        lose(rig, key)
+    await trio.testing.wait_all_tasks_blocked()
+    assert trio.current_time() == before
+    assert rig.right()
+    assert rig.kernel.dumps == 1
+    assert {op.key for done in rig.repairs for op in done} == set(rows)
+
+
+async def test_a_deleted_row_that_nobody_wanted_is_nothing(rig, autojump_clock):
+    rig.event(
+        KernelEvent("neighbour", 7, "mo11111111", gone=True, row=NeighKey("mo11111111", ip4("10.1.0.99")))
+    )
+    await trio.sleep(RECONCILE_S / 2)
+    assert (rig.kernel.dumps, rig.repairs) == (1, [])
+
+
+async def test_a_stale_row_that_somebody_else_deletes_is_stale_no_more(rig, autojump_clock):
+    rig.allowed = False
+    rig.world.release("db")
+    rig.reconciler.changed(BLUE, id_of("db"))
+    await rig.reconciler.settled()
+    assert rig.reconciler.counts()["stale"] == 5
+    lose(rig, ROW)
+    await trio.testing.wait_all_tasks_blocked()
+    assert rig.reconciler.counts()["stale"] == 4
+    assert ROW not in rig.kernel.state.neigh
+
+
+async def test_a_row_that_cannot_be_put_back_alone_is_compared_and_still_a_repair(rig, autojump_clock):
+    """Its nexthop went first, and took it along."""
+    for number in [*rig.kernel.state.nexthops]:
+        del rig.kernel.state.nexthops[number]
+    for key in [key for key, target in rig.kernel.state.fdb.items() if target.nhid]:
+        lose(rig, key)
+    await trio.sleep(2 * EVENT_SETTLE_S)
+    assert rig.right()
+    (done,) = rig.repairs
+    assert {type(op) for op in done} == {ops.PutNexthop, ops.PutFdb}
+
+
+async def test_more_rows_than_are_worth_it_one_by_one_are_left_to_a_comparison(
+    rig, autojump_clock, monkeypatch
+):
+    monkeypatch.setattr("meshd.shell.reconcile.ROWS_PUT_BACK_MAX", 1)
+    for key in [*rig.kernel.state.fdb, *rig.kernel.state.neigh]:
+        lose(rig, key)
+    await trio.sleep(2 * EVENT_SETTLE_S)
+    assert rig.right()
+    assert rig.kernel.dumps == 2
+
+
 async def test_a_row_deleted_without_an_event_comes_back_with_the_next_comparison(rig, autojump_clock):
     del rig.kernel.state.neigh[ROW]
     await trio.sleep(RECONCILE_S - 1)
@@ -206,10 +270,12 @@ async def test_overruns_lead_to_one_dump_a_second_at_most(rig, autojump_clock):
     assert rig.kernel.dumps == 3
 
 
-async def test_a_fight_is_told_given_in_to_and_told_to_be_over(rig, autojump_clock):
+@pytest.mark.parametrize("row", [ROW, None])
+async def test_a_fight_is_told_given_in_to_and_told_to_be_over(rig, row, autojump_clock):
+    """Also where events name the row, which is then put back without a comparison."""
     for _ in range(2 * FIGHT_REPAIRS_PER_MIN):
-        rig.kernel.state.neigh.pop(ROW, None)
-        rig.event()
+        if rig.kernel.state.neigh.pop(ROW, None):
+            rig.event(msgspec.structs.replace(FOREIGN_CHANGE, row=row))
         await trio.sleep(2)
     assert rig.fights == [{("neigh", "10.1.0.66 dev mo11111111")}]
     assert len(rig.repairs) == FIGHT_REPAIRS_PER_MIN
