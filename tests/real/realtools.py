@@ -85,7 +85,8 @@ class Image:
 
 
 class Place:
-    """Where a runtime lives: a host of the lab, a folder, and the CNI network that it has. A context manager."""
+    """Where a runtime lives: a host of the lab, a folder, and the CNI network that it has. A context manager. What the
+    plugins behind ours are capable of is left to them."""
 
     def __init__(self, host: Host, folder: Path, network: str, *more_plugins: dict[str, Any]) -> None:
         self.host = host
@@ -93,7 +94,9 @@ class Place:
         for name in ("bin", "net.d"):
             (folder / name).mkdir(parents=True)
         put(build(source()), folder / "bin")
-        ours = {"type": "meshd", "socket": str(host.dir / "run" / "cni.sock"), "capabilities": CAPABILITIES}
+        others = {key for plugin in more_plugins for key in plugin.get("capabilities", {})}
+        capabilities = {key: can for key, can in CAPABILITIES.items() if key not in others}
+        ours = {"type": "meshd", "socket": str(host.dir / "run" / "cni.sock"), "capabilities": capabilities}
         plugins = [ours, *more_plugins]
         conflist = {"cniVersion": "1.0.0", "name": network, "plugins": plugins}
         (folder / "net.d" / "10-meshd.conflist").write_text(json.dumps(conflist))
@@ -220,6 +223,35 @@ snapshotter = "native"
         with grpc.insecure_channel(f"unix:{self.socket}") as channel:
             call = channel.unary_unary(f"/runtime.v1.RuntimeService/{method}")
             return unpack(call(pack(*fields), timeout=60))
+
+
+class Pod:
+    """A sandbox by CRI."""
+
+    def __init__(self, containerd: Containerd, name: str, **annotations: str) -> None:
+        self.containerd = containerd
+        metadata = ((1, name), (2, f"uid-{name}"), (3, "default"))
+        mapping = ((1, 0), (2, 80), (3, 8090))
+        config = ((1, metadata), (2, name), (3, str(containerd.place.folder)), (5, mapping), (7, annotations))
+        self.id = containerd.cri("RunPodSandbox", (1, config))[1][0].decode()
+
+    def stop(self) -> None:
+        self.containerd.cri("StopPodSandbox", (1, self.id))
+
+    def remove(self) -> None:
+        self.containerd.cri("RemovePodSandbox", (1, self.id))
+
+    def netns(self) -> str:
+        """Its namespace's path, in the place's mounts."""
+        status = self.containerd.cri("PodSandboxStatus", (1, self.id), (2, True))
+        info = {unpack(each)[1][0]: unpack(each)[2][0] for each in status[2]}[b"info"]
+        namespaces = json.loads(info)["runtimeSpec"]["linux"]["namespaces"]
+        return str(next(each["path"] for each in namespaces if each["type"] == "network"))
+
+    def ip(self) -> str:
+        """What CRI tells kubelet."""
+        status = unpack(self.containerd.cri("PodSandboxStatus", (1, self.id))[1][0])
+        return str(unpack(status[5][0])[1][0].decode())
 
 
 # --- the few bytes of protobuf that CRI takes: varints and length-delimited fields ------------------------------------

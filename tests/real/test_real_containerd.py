@@ -1,13 +1,14 @@
 """containerd 1.6: `ctr run --cni`, and CRI the way kubelet drives it."""
 
 import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import grpc
 import pytest
-from realtools import Containerd, Image, Place, unpack
+from realtools import Containerd, Image, Place, Pod
 
 from meshctl.labcluster import Lab
 from meshctl.labhost import wait_for
@@ -86,28 +87,6 @@ def test_ctr_kill_detaches(containerd: Containerd, peer: dict[str, Any]) -> None
     containerd.place.wait_no_endpoints(NETWORK)
 
 
-class Pod:
-    """A sandbox by CRI."""
-
-    def __init__(self, containerd: Containerd, name: str, **annotations: str) -> None:
-        self.containerd = containerd
-        metadata = ((1, name), (2, f"uid-{name}"), (3, "default"))
-        mapping = ((1, 0), (2, 80), (3, 8090))
-        config = ((1, metadata), (2, name), (3, str(containerd.place.folder)), (5, mapping), (7, annotations))
-        self.id = containerd.cri("RunPodSandbox", (1, config))[1][0].decode()
-
-    def stop(self) -> None:
-        self.containerd.cri("StopPodSandbox", (1, self.id))
-
-    def remove(self) -> None:
-        self.containerd.cri("RemovePodSandbox", (1, self.id))
-
-    def ip(self) -> str:
-        """What CRI tells kubelet."""
-        status = unpack(self.containerd.cri("PodSandboxStatus", (1, self.id))[1][0])
-        return str(unpack(status[5][0])[1][0].decode())
-
-
 @pytest.mark.conforms("CRI", "run")
 @pytest.mark.conforms("CRI", "end")
 def test_a_pod_is_run_stopped_and_removed(containerd: Containerd, peer: dict[str, Any]) -> None:
@@ -142,6 +121,44 @@ def test_a_pods_bandwidth_annotation_is_a_limit(containerd: Containerd) -> None:
     finally:
         containerd.cri("StopPodSandbox", (1, pod))
         containerd.cri("RemovePodSandbox", (1, pod))
+
+
+@pytest.mark.long
+@pytest.mark.conforms("CRI", "chained portmap, bandwidth")
+def test_the_reference_plugins_work_for_a_pod_behind_ours(
+    containerd: Containerd, lab: Lab, image: Image, tmp_path: Path
+) -> None:
+    host = lab.hosts[1]
+    chained = (
+        {"type": "bandwidth", "capabilities": {"bandwidth": True}},
+        {"type": "portmap", "capabilities": {"portMappings": True}, "snat": True},
+    )
+    serve = "import socket; socket.create_server(('', 80)).accept()[0].sendall(b'hello')"
+    ask = f"import socket; print(socket.create_connection(('{host.address}', 8090), 5).recv(9).decode())"
+    with (
+        Place(host, tmp_path / "chain", NETWORK, *chained) as place,
+        Containerd(place, image).running() as other,
+    ):
+        other.ctr("-n", "k8s.io", "images", "import", str(image.archive))
+        pod = Pod(other, "chained", **{"kubernetes.io/ingress-bandwidth": "80M"})
+        server = subprocess.Popen(place.argv("nsenter", f"--net={pod.netns()}", sys.executable, "-c", serve))
+        try:
+            (endpoint,) = place.endpoints(NETWORK)
+            assert endpoint["published"] == []
+            assert f"{v4(endpoint)}:80" in host.run("iptables-save").stdout
+            assert "rate 80Mbit" in host.run("tc", "qdisc", "show").stdout
+            wait_for(
+                "the port answers",
+                30.0,
+                lambda: "hello" in lab.hosts[0].run(sys.executable, "-c", ask).stdout,
+            )
+        finally:
+            server.kill()
+            server.wait()
+            pod.stop()
+            pod.remove()
+        assert "8090" not in host.run("iptables-save").stdout
+        place.wait_no_endpoints(NETWORK)
 
 
 @pytest.mark.long

@@ -9,10 +9,13 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 from realdocker import IMAGE, Engine
+from realtools import Containerd, Image, Place, Pod
 
+from meshctl import labnet
 from meshctl.labcluster import Lab
 from meshctl.labhost import Host, wait_for
 from meshctl.ping import Ping
@@ -125,6 +128,93 @@ def test_containers_of_three_engines_and_a_process_meet(
     for engine, name in zip(engines, ("c1", "c2", "c3"), strict=True):
         engine.well("rm", "-f", name)
         assert [e for e in engine.endpoints() if e["network"] == blue] == []
+
+
+@pytest.mark.conforms("docker", "beside a CRI pod and meshctl run")
+def test_a_container_a_pod_and_a_process_on_three_hosts_ping_each_other(
+    engines: list[Engine], new_network: NewNetwork, image: Image, tmp_path: Path
+) -> None:
+    blue = new_network("--ipv6", docker=False)
+    docker, two, three = engines[0], engines[1].host, engines[2].host
+    docker.join(blue)
+    docker.run("web", f"name={blue},driver-opt=name=web")
+    known: Callable[[], dict[str, Any]] = lambda: {  # noqa: E731
+        endpoint["name"]: endpoint for endpoint in three.json("endpoint", "ls", "--network", blue)
+    }
+    addresses: Callable[[str], list[str]] = lambda name: [  # noqa: E731
+        ip.partition("/")[0] for ip in known()[name]["ips"]
+    ]
+    with Place(two, tmp_path / "cri", blue) as place, Containerd(place, image).running() as containerd:
+        containerd.ctr("-n", "k8s.io", "images", "import", str(image.archive))
+        pod = Pod(containerd, "pod")
+        script = 'for ip; do ping -c 3 -i 0.2 -W 2 "$ip" >&2; done; echo all; exec sleep 1000'
+        process: subprocess.Popen[str] | None = None
+        try:
+            wait_for("the container and the pod are known", SOON_S, lambda: set(known()) == {"web", "pod"})
+            process = subprocess.Popen(
+                three.argv("meshctl", "run", blue, "--name", "proc", "--", "sh", "-euc", script, "sh",
+                           *addresses("web"), *addresses("pod")),
+                env=three.environment(), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True,
+            )  # fmt: skip
+            assert process.stdout is not None
+            assert process.stdout.readline() == "all\n"
+            proc = known()["proc"]
+            assert [endpoint["name"] for endpoint in docker.endpoints()] == ["web"]
+            assert [endpoint["runtime_id"] for endpoint in place.endpoints(blue)] == [pod.id]
+            docker.host.wait_rows(proc["mac"], known()["pod"]["mac"])
+            two.wait_rows(proc["mac"], known()["web"]["mac"])
+            for ip in (*addresses("pod"), *addresses("proc")):
+                assert docker.pings("web", ip)
+            for ip in (*addresses("web"), *addresses("proc")):
+                sent = place.run(
+                    "nsenter", f"--net={pod.netns()}", "ping", "-c", "3", "-i", "0.2", "-W", "2", ip
+                )
+                assert " 0% packet loss" in sent.stdout
+        finally:
+            if process is not None:
+                process.terminate()
+                process.communicate()
+            pod.stop()
+            pod.remove()
+
+
+@pytest.mark.conforms("docker", "macvlan")
+def test_containers_of_two_engines_are_on_the_lan_itself(
+    engines: list[Engine], new_network: NewNetwork
+) -> None:
+    router = labnet.address(labnet.GATEWAY_NUMBER)
+    yard = new_network(
+        *("-d", "macvlan", "--subnet", "192.0.2.0/24", "--gateway", router, "--ip-range", "192.0.2.64/26")
+    )
+    one, two, _ = engines
+    one.run("m1", yard)
+    two.run("m2", yard, "--ip", "192.0.2.99")
+    for _ in range(2):
+        assert one.pings("m1", two.ip("m2", yard))
+        assert two.pings("m2", router)
+        assert two.pings("m2", one.ip("m1", yard))
+        one.well("restart", "-t", "0", "m1")
+    assert "taken" in (
+        said := one.refused("run", "--rm", "--network", yard, "--ip", "192.0.2.99", IMAGE)
+    ) or ("in use" in said), said
+    one.well("rm", "-f", "m1")
+    assert one.endpoints() == []
+
+
+@pytest.mark.conforms("docker", "--restart on-failure")
+def test_a_container_that_fails_is_started_again_and_reached_again(
+    engines: list[Engine], new_network: NewNetwork
+) -> None:
+    blue = new_network()
+    one, two, _ = engines
+    script = "[ -e /tmp/ran ] && exec sleep 1000; : >/tmp/ran; exit 1"
+    one.run("again", blue, "--restart", "on-failure", command=("sh", "-c", script))
+    two.run("peer", blue)
+    count = ("inspect", "-f", "{{.RestartCount}}", "again")
+    wait_for("it is started again", SOON_S, lambda: one.well(*count) == "1" and one.running("again"))
+    wait_for("it has its endpoint", SOON_S, lambda: len(one.endpoints()) == 1)
+    two.host.wait_rows(one.networks("again")[blue]["MacAddress"])
+    assert two.pings("peer", one.ip("again", blue))
 
 
 @pytest.mark.conforms("docker", "run --ip --mac-address", "restart keeps the MAC")
