@@ -353,6 +353,7 @@ async def _keep_house(cluster: Cluster, cni: Cni, writer: DiskWriter) -> None:
     checked = cluster.now()
     limits_first: dict[int, NeighLimit] = {}
     moved: set[EndpointId] = set()
+    since: dict[EndpointId, float] = {}
     orphans = Orphans()
     while True:
         await trio.sleep(HOUSEKEEPING_S)
@@ -361,7 +362,7 @@ async def _keep_house(cluster: Cluster, cni: Cni, writer: DiskWriter) -> None:
         try:
             await cni.catch_up()
             await attach.release_vanished(cluster, cluster.reconciler.vanished(now))
-            await attach.release_vanished(cluster, await _never_moved(cluster, moved))
+            await attach.release_vanished(cluster, await _never_moved(cluster, moved, since))
             _tell_orphans(cluster, await orphans.look(cluster))
             held.expire(cluster)
             await networks.finish_removals(cluster)
@@ -425,10 +426,15 @@ def _lost(cluster: Cluster) -> list[EndpointId]:
     return [e for e in cluster.endpoints.of(cluster.me) if e not in cluster.attachments]
 
 
-async def _never_moved(cluster: Cluster, moved: set[EndpointId]) -> list[EndpointId]:
+async def _never_moved(
+    cluster: Cluster, moved: set[EndpointId], since: dict[EndpointId, float]
+) -> list[EndpointId]:
     """List endpoints whose caller went away between our answer and moving the peer: it is still in our namespace.
-    ``moved`` remembers those whose peer has been seen to be gone, so that each is asked for only until then."""
-    old = cluster.wall_ms() - 1000 * VANISHED_GRACE_S
+    ``moved`` remembers those whose peer has been seen to be gone, so that each is asked for only until then; ``since``
+    when each was first looked at, since what an endpoint says of its age is the wall clock's, which may jump."""
+    now = cluster.now()
+    for gone in since.keys() - cluster.attachments.keys():
+        del since[gone]
     cluster.desk.left &= cluster.attachments.keys()
     moved &= cluster.attachments.keys() - cluster.desk.left
     asked = {
@@ -437,7 +443,7 @@ async def _never_moved(cluster: Cluster, moved: set[EndpointId]) -> list[Endpoin
         if attachment.netns_cookie != HOST_NETNS
         and id_ not in moved
         and id_ in cluster.endpoints
-        and cluster.endpoints[id_].created_ms < old
+        and now - since.setdefault(id_, now) >= VANISHED_GRACE_S
     }
     if not asked:
         return []

@@ -718,15 +718,32 @@ async def test_housekeeping_asks_for_a_peer_again_once_its_runtime_has_said_that
     """dockerd was killed between Leave and DeleteEndpoint: the peer lies in the host's namespace again."""
     engine = await site()
     await engine.run(EP)
-    (id_,), moved, here = engine.cluster.endpoints, set(), set()
+    (id_,), here = engine.cluster.endpoints, set()
+    moved, since = set(), {}
     (attachment,) = engine.cluster.attachments.values()
     engine.cluster.kernel.links_exist = lambda names: {name for name in names if name in here}
-    engine.cluster.world.time += 2 * config.VANISHED_GRACE_S
-    assert await _never_moved(engine.cluster, moved) == []
+    assert await _never_moved(engine.cluster, moved, since) == []
+    engine.cluster.world.time += config.VANISHED_GRACE_S
+    assert await _never_moved(engine.cluster, moved, since) == []
     here.add(attachment.peer_if)
-    assert await _never_moved(engine.cluster, moved) == []  # it was seen to be gone: asked for no more
+    assert await _never_moved(engine.cluster, moved, since) == []  # it was seen to be gone: asked for no more
     await engine.well("NetworkDriver.Leave", {"NetworkID": NET, "EndpointID": EP})
-    assert await _never_moved(engine.cluster, moved) == [id_]
+    assert await _never_moved(engine.cluster, moved, since) == [id_]
+
+
+@pytest.mark.parametrize("jump_ms", [-(10**12), 10**12])
+async def test_a_peer_that_nobody_took_is_found_after_the_grace_however_the_wall_clock_jumps(jump_ms):
+    engine = await site()
+    await engine.run(EP)
+    (id_,), cluster, since = engine.cluster.endpoints, engine.cluster, {}
+    cluster.kernel.links_exist = set
+    wall_ms = cluster.wall_ms
+    cluster.wall_ms = lambda: wall_ms() + jump_ms
+    assert await _never_moved(cluster, set(), since) == []
+    cluster.world.time += config.VANISHED_GRACE_S - 1
+    assert await _never_moved(cluster, set(), since) == []
+    cluster.world.time += 1
+    assert await _never_moved(cluster, set(), since) == [id_]
 
 
 async def test_a_host_that_drains_gives_docker_no_address():
