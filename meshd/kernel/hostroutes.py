@@ -7,6 +7,7 @@ ROUTE_METRIC, which nobody else uses: replacing ours then replaces nobody's.
 
 import socket
 import struct
+import sys
 from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
@@ -45,6 +46,15 @@ def delete(routes: Iterable[Route], index: Mapping[str, int]) -> list[bytes]:
 def dump_request(family: int) -> bytes:
     """Pack the dump request."""
     return frames.request(RTM_GETROUTE, 0, _RTMSG.pack(family, 0, 0, 0, RT_TABLE_MAIN, 0, 0, 0, 0))
+
+
+def parse_event(chunk: bytes, start: int, end: int) -> int:
+    """Read the event of a route that came, changed or went; return the ifindex of its device, 0 where it has not our
+    protocol number."""
+    at = start + frames.HEADER_BYTES
+    if _RTMSG.unpack_from(chunk, at)[5] != ROUTE_PROTOCOL:
+        return 0
+    return int.from_bytes(frames.attributes(chunk, at + _RTMSG.size, end).get(RTA_OIF, b""), sys.byteorder)
 
 
 class Seen(NamedTuple):

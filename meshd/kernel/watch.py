@@ -2,7 +2,7 @@
 decides which notifications are worth waking for; what to do about them is the reconciler's.
 
 Left out: rows and addresses of devices that are not named like ours (addresses of others stay: the underlay's
-may be among them), neighbours that the kernel learns or ages, a device's own MAC, other firewall tables but for
+may be among them), routes without our protocol number, neighbours that the kernel learns or ages, a device's own MAC, other firewall tables but for
 their base chains, which gates.py may have to look at. A
 link event is passed on only where something changed that plan/objects.py can say.
 """
@@ -18,16 +18,31 @@ import trio
 
 from meshd.config import EVENTS_PER_READ, NETLINK_RCVBUF_BYTES
 from meshd.errors import KernelError
-from meshd.kernel import addresses, eventfilter, frames, gates, linkdump, netlink, nexthops, nft, rows
+from meshd.kernel import (
+    addresses,
+    eventfilter,
+    frames,
+    gates,
+    hostroutes,
+    linkdump,
+    netlink,
+    nexthops,
+    nft,
+    rows,
+)
 from meshd.kernel.echoes import Echoes
 from meshd.plan import names
 from meshd.plan.objects import BROADCAST, FdbKey, Link, NeighKey
 
-What = Literal["link", "fdb", "neighbour", "address", "nexthop", "firewall"]
+What = Literal["link", "fdb", "neighbour", "address", "route", "nexthop", "firewall"]
 
 RTNLGRP_LINK, RTNLGRP_NEIGH, RTNLGRP_IPV4_IFADDR, RTNLGRP_IPV6_IFADDR, RTNLGRP_NEXTHOP = 1, 3, 5, 9, 32
+RTNLGRP_IPV4_ROUTE, RTNLGRP_IPV6_ROUTE = 7, 11
 NFNLGRP_NFTABLES = 7
-_GROUPS = (RTNLGRP_LINK, RTNLGRP_NEIGH, RTNLGRP_IPV4_IFADDR, RTNLGRP_IPV6_IFADDR, RTNLGRP_NEXTHOP)
+_GROUPS = (
+    RTNLGRP_LINK, RTNLGRP_NEIGH, RTNLGRP_IPV4_IFADDR, RTNLGRP_IPV6_IFADDR, RTNLGRP_IPV4_ROUTE, RTNLGRP_IPV6_ROUTE,
+    RTNLGRP_NEXTHOP,
+)  # fmt: skip
 _TABLE_NAME = 1  # NFTA_{TABLE_NAME,CHAIN_TABLE,RULE_TABLE,SET_TABLE,SET_ELEM_LIST_TABLE,OBJ_TABLE}
 _CHAIN_CHANGES = (3, 5)  # NFT_MSG_NEWCHAIN, NFT_MSG_DELCHAIN
 _CHAIN_NAME, _CHAIN_HOOK = 3, 4
@@ -171,6 +186,11 @@ class Watch:
             return self._link(kind == linkdump.RTM_DELLINK, mine, chunk, start, end)
         if kind in (nexthops.RTM_NEWNEXTHOP, nexthops.RTM_DELNEXTHOP):
             return KernelEvent("nexthop", gone=kind == nexthops.RTM_DELNEXTHOP, mine=mine)
+        if kind in (hostroutes.RTM_NEWROUTE, hostroutes.RTM_DELROUTE):
+            index, gone = hostroutes.parse_event(chunk, start, end), kind == hostroutes.RTM_DELROUTE
+            name = self._name(index)
+            mine = mine or (gone and self._echoes.leaving(name))
+            return KernelEvent("route", index, name, gone, mine) if index else None
         if kind in (addresses.RTM_NEWADDR, addresses.RTM_DELADDR):
             address = addresses.parse_event(chunk, start, end)
             put = kind == addresses.RTM_NEWADDR

@@ -25,13 +25,14 @@ from layout import (
     put_all,
 )
 
+from meshd.config import ROUTE_PROTOCOL
 from meshd.kernel.echoes import Echoes
 from meshd.kernel.namespace import Namespace
 from meshd.kernel.watch import Overrun, Watch
 from meshd.model import text_ip
 from meshd.plan import names
 from meshd.plan.elements import element
-from meshd.plan.objects import BROADCAST, Addr, FdbKey, FdbTarget, NeighKey
+from meshd.plan.objects import BROADCAST, Addr, FdbKey, FdbTarget, NeighKey, Route
 from meshd.plan.ops import (
     DelAddr,
     DelElement,
@@ -39,9 +40,11 @@ from meshd.plan.ops import (
     DelLink,
     DelNeigh,
     DelNexthop,
+    DelRoute,
     PutElement,
     PutFdb,
     PutNeigh,
+    PutRoute,
     SetFirewall,
 )
 
@@ -107,6 +110,9 @@ OTHERS = {
     ],
     "ip addr del 10.77.0.1/24 dev {bridge}": [("address", BRIDGE, True)],
     "ip addr add 10.78.0.1/24 dev {bridge}": [("address", BRIDGE, False)],
+    "ip route add 203.0.113.5/32 dev {bridge} proto 109": [("route", BRIDGE, False)],
+    "ip route del 203.0.113.4/32": [("route", BRIDGE, True)],
+    "ip route del 2001:db8:4::4/128": [("route", BRIDGE, True)],
     "ip nexthop replace id {nexthop} via 192.0.2.66 fdb": [("nexthop", "", False)],
     "ip nexthop del id {group}": [("nexthop", "", True)],
     "nft flush table inet meshd": [("firewall", "", False)],
@@ -139,6 +145,8 @@ def test_what_somebody_else_does_is_told(host, line):
         nexthop=nexthop_id(1), group=group_id(1),
     )  # fmt: skip
     host.run("nft", "add", "table", "ip", "other")
+    for there in ("203.0.113.4/32", "2001:db8:4::4/128"):
+        host.run("ip", "route", "add", there, "dev", BRIDGE, "proto", str(ROUTE_PROTOCOL))
     found = observe(host, lambda: host.run(*filled.split()))
     told = [(event.what, event.name, event.gone) for event in found]
     for expected in OTHERS[line]:
@@ -152,6 +160,9 @@ NOISE = [
     "bridge fdb add 02:00:00:00:00:78 dev x0 master static",
     "nft add table inet other",
     "nft add chain inet other input",
+    "ip route add 203.0.113.5/32 dev {bridge}",
+    "ip route del 203.0.113.4/32",
+    "ip route add 2001:db8:5::/64 dev {bridge}",
     "ip link set {peer} up",
     "ip link set {peer} name eth0",
 ]
@@ -163,6 +174,7 @@ def test_what_does_not_concern_us_is_not_told(host, line):
         "ip link add br9 type bridge",
         "ip link add x0 type veth peer name x1",
         "ip link set x0 master br9",
+        f"ip route add 203.0.113.4/32 dev {BRIDGE}",
     ):
         host.run(*setup.split())
     if "other input" in line:
@@ -177,6 +189,10 @@ def own_deeds(host):
     desired = kernel(0)
     others = [FdbKey(VXLAN, b"\x02\x09" + n.to_bytes(4, "big"), "self") for n in range(700)]
     veth = host_end(0)
+    routes = [
+        Route(BRIDGE, ip(to), ip(source))
+        for to, source in (("10.9.0.1", "10.77.0.1"), ("fd99::1", "fd77::1"))
+    ]
     return [
         lambda: host.kernel.apply(put_all(desired, veth=True)),
         lambda: host.kernel.apply([PutFdb(key, FdbTarget(nhid=group_id(1))) for key in others]),
@@ -185,6 +201,8 @@ def own_deeds(host):
         lambda: host.kernel.apply([PutNeigh(NeighKey(BRIDGE, ip("10.77.0.9")), mac(1))]),
         lambda: host.kernel.apply([DelNeigh(NeighKey(BRIDGE, ip("10.77.0.9")))]),
         lambda: host.kernel.apply([DelNeigh(NeighKey(BRIDGE, ip("fd77::3")))]),
+        lambda: host.kernel.apply([PutRoute(route) for route in routes]),
+        lambda: host.kernel.apply([DelRoute(route) for route in routes]),
         lambda: host.kernel.apply([DelAddr(Addr(BRIDGE, ip("fd77::1"), 64))]),
         lambda: host.kernel.apply([DelAddr(Addr(BRIDGE, ip("10.77.0.1"), 24))]),
         lambda: host.kernel.apply([DelNexthop(group_id(1)), DelNexthop(nexthop_id(1))]),
@@ -206,7 +224,7 @@ def test_what_we_do_ourselves_is_not_told(host):
         # Neighbours go with the last address of their family, rows with their nexthop group: that the kernel
         # does of itself, and it costs one needless compare.
         told = {(event.what, event.gone) for event in found}
-        assert told <= {8: {("neighbour", True)}, 9: {("fdb", True)}}.get(number, set()), (number, found)
+        assert told <= {10: {("neighbour", True)}, 11: {("fdb", True)}}.get(number, set()), (number, found)
 
 
 def test_what_nft_does_for_us_is_ours_however_late_its_process_is_noted(host, monkeypatch):

@@ -76,6 +76,9 @@ def test_routes_come_and_go_with_the_endpoints_and_the_device_with_the_last(
     device, mine = shim(host, first), own(host, open_yard)
     assert ways(host, device) == {*first.ips, *second.ips}
     assert host.json("diff") == {"in_sync": True, "missing": [], "stale": [], "foreign": []}
+    for ip in first.ips:
+        host.run("ip", "route", "del", ip, "dev", device)
+    wait_for("its routes are back", 10, lambda: ways(host, device) == {*first.ips, *second.ips})
     host.json("detach", open_yard, "--netns", second.path)
     assert ways(host, device) == set(first.ips)
     told = refused(host, "detach", open_yard, "--endpoint", mine["id"])
