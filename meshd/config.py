@@ -163,6 +163,9 @@ NETLINK_REPLY_S = 10.0  # the kernel answers while we send; no answer for this l
 NETLINK_RCVBUF_BYTES = 64 * 1024 * 1024  # event socket: held 100,000 events (reliability.md, 3.2)
 RECONCILE_S = 30.0  # full compare even when no event came
 REFUSED_AGAIN_S = 0.5  # what the kernel refused is tried again after this, doubling to RECONCILE_S
+EVENT_GATHER_S = (
+    0.005  # what the kernel tells of our own deed is read together, and not while the deed goes on
+)
 EVENT_SETTLE_S = 0.02  # wait for a burst of kernel events to end before comparing: most of a repair's time
 ROWS_PUT_BACK_MAX = (
     256  # deleted rows that are put back as events name them; of more, the comparison finds out

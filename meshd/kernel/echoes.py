@@ -31,6 +31,7 @@ class Echoes:
         self.listens = False
         self._rows: set[int] = set()
         self._devices: dict[str, tuple[Link | None, float]] = {}
+        self._until = 0.0  # when the last of those is not expected any more
         self._ports: set[int] = set()
         self._children: collections.deque[int] = collections.deque(maxlen=_CHILDREN)
 
@@ -70,7 +71,12 @@ class Echoes:
     def device(self, name: str, final: Link | None) -> None:
         """Note a device about to become ``final``, or None: to be deleted."""
         if self.listens:
-            self._devices[name] = (final, time.monotonic() + ECHO_DEVICE_S)
+            self._until = time.monotonic() + ECHO_DEVICE_S
+            self._devices[name] = (final, self._until)
+
+    def expects_devices(self) -> bool:
+        """Tell whether a change of a device by us is under way, of which the kernel tells a dozen times."""
+        return bool(self._devices) and time.monotonic() <= self._until
 
     def take_device(self, name: str, state: Link | None) -> bool:
         """Tell whether a device's new state (None: gone) is on the way to what was noted; its arrival there

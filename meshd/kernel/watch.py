@@ -16,7 +16,7 @@ from typing import Literal, Self
 import msgspec
 import trio
 
-from meshd.config import EVENTS_PER_READ, NETLINK_RCVBUF_BYTES
+from meshd.config import EVENT_GATHER_S, EVENTS_PER_READ, NETLINK_RCVBUF_BYTES
 from meshd.errors import KernelError
 from meshd.kernel import (
     addresses,
@@ -95,6 +95,7 @@ class Watch:
         self._queue: collections.deque[KernelEvent | Overrun] = collections.deque()
         self._sockets: list[socket.socket] = []
         self._buffer = bytearray(_RECEIVE_BYTES)
+        self._more = False  # the sockets were not empty after the last reading
         self._epoll = select.epoll()
         try:
             self._join(netlink.NETLINK_ROUTE, _GROUPS, receive_bytes, None if own else port_id)
@@ -155,11 +156,14 @@ class Watch:
     async def __anext__(self) -> KernelEvent | Overrun:
         while not self._queue:
             await trio.lowlevel.wait_readable(self._epoll.fileno())
+            if not self._more and self._echoes.expects_devices():
+                await trio.sleep(EVENT_GATHER_S)
             self._read()
         return self._queue.popleft()
 
     def _read(self) -> None:
         """Take what the sockets have, at most EVENTS_PER_READ messages each."""
+        self._more = False
         for sock, parse in zip(self._sockets, (self._rtnetlink, self._nftables), strict=False):
             for _ in range(EVENTS_PER_READ):
                 try:
@@ -177,6 +181,8 @@ class Watch:
                     event = parse(kind, chunk, start, end)
                     if event is not None and (self._own or not event.mine):
                         self._queue.append(event)
+            else:
+                self._more = True
 
     def _rtnetlink(self, kind: int, chunk: bytes, start: int, end: int) -> KernelEvent | None:
         if kind in (rows.RTM_NEWNEIGH, rows.RTM_DELNEIGH):
@@ -237,6 +243,8 @@ class Watch:
             seen = known._replace(port=port)
         else:
             seen = linkdump.parse(chunk, start, end)
+        if not gone and seen == self._devices.get(seen.ifindex):
+            return None  # every other one that an attach causes
         before = self._devices.pop(seen.ifindex, None)
         self._ours.discard(seen.ifindex)
         if not gone:

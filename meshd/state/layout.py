@@ -25,6 +25,11 @@ QUOTED_MAX_CHARS = 80
 """As much of a caller's text as an error line repeats."""
 
 
+NETWORKS_KEPT = 4096
+"""Networks whose layout is kept beside the record that it was made of: an attach asks for it five times."""
+
+_built: dict[bytes, tuple[Network, "Layout"]] = {}
+
 EXCLUDED = "excluded"
 """Why an address of ``--exclude`` is never handed out."""
 
@@ -131,7 +136,14 @@ class Layout(msgspec.Struct, frozen=True):
         """Lay out a live NETWORK or LOCAL_NETWORK item. Raises BadRequest where its subnets cannot be laid out."""
         if not isinstance(item.body, Network):
             raise BadRequest(f"network {item.id.hex()[:8]} is removed")
-        return cls.build(item.id, item.body)
+        known = _built.get(item.id)
+        if known is not None and known[0] is item.body:
+            return known[1]
+        layout = cls.build(item.id, item.body)
+        if len(_built) >= NETWORKS_KEPT:
+            _built.clear()
+        _built[item.id] = item.body, layout
+        return layout
 
     @classmethod
     def build(cls, network_id: bytes, network: Network) -> "Layout":

@@ -33,6 +33,14 @@ def test_one_index_serves_both_families_v4_first():
     assert dual.text(9) == "10.1.0.9"
 
 
+def test_a_network_that_changed_is_laid_out_as_it_is_now():
+    def item(*subnets):
+        return Item(Kind.NETWORK, ID, Version(0, 0, ID), Network("blue", "overlay", subnets))
+
+    before, after = item(V4), item(V4, V6)
+    assert [len(Layout.of(one).ips(9)) for one in (before, after, before, before)] == [1, 2, 1, 1]
+
+
 def test_text_and_packed_addresses_of_either_family_give_the_same_index():
     dual = laid(V4, V6)
     assert {
