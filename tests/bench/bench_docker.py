@@ -1,8 +1,11 @@
 """`docker run` on a meshd overlay beside a Swarm overlay and Docker's own bridge: the same engines, the same hosts, taking
 turns. From the command's start: when it returns, and when a container on the other host, which asks every 10 ms, gets the
-first reply. Prints; asserts nothing.
+first reply. Then many `docker run`s started at once on one engine, until the last has returned. Prints; asserts nothing.
+
+    python tests/bench/bench_docker.py [--at-once 64]
 """
 
+import argparse
 import json
 import subprocess
 import sys
@@ -14,7 +17,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parents[1] / "real"))
 
 from benchlib import Rows, show
-from realdocker import IMAGE, Engine
+from realdocker import DOCKER, IMAGE, Engine
 
 from meshctl.errors import Failed
 from meshctl.labcluster import Lab
@@ -116,6 +119,26 @@ class Course:
         self.two.well("rm", "-f", name)
 
 
+def at_once(engine: Engine, network: str, count: int) -> tuple[float, int]:
+    """Start so many containers at once; return seconds until the last `docker run` has returned, and how many failed."""
+    begun = time.perf_counter()
+    running = [
+        subprocess.Popen(
+            [DOCKER, "--host", f"unix://{engine.socket}", "run", "-d", "--name", f"many-{number}",
+             "--network", network, IMAGE],
+            stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
+        )
+        for number in range(count)
+    ]  # fmt: skip
+    told = [each.communicate()[1] for each in running]
+    took = time.perf_counter() - begun
+    failed = [text for each, text in zip(running, told, strict=True) if each.returncode]
+    if failed:
+        print(f"{network}: {failed[0].strip()[:200]}")
+    engine.docker("rm", "-f", *(f"many-{number}" for number in range(count)))
+    return took, len(failed)
+
+
 def _seconds(text: str) -> float:
     """Read Docker's time, which has nanoseconds."""
     return datetime.fromisoformat(text[:26].rstrip("Z") + "+00:00").timestamp()
@@ -123,19 +146,22 @@ def _seconds(text: str) -> float:
 
 def main() -> None:
     """Measure."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--at-once", type=int, default=64)
+    count = parser.parse_args().at_once
     with tempfile.TemporaryDirectory(prefix="bench-docker-") as folder:
         Path(folder).chmod(0o755)
         lab = Lab.up(2, Path(folder) / "lab")
         engines = [Engine(host, Path(folder) / "docker" / host.name) for host in lab.hosts]
         try:
-            measure(lab, *engines)
+            measure(lab, *engines, count)
         finally:
             for engine in engines:
                 engine.down()
             lab.down()
 
 
-def measure(lab: Lab, one: Engine, two: Engine) -> None:
+def measure(lab: Lab, one: Engine, two: Engine, count: int) -> None:
     """Measure on two engines that are not up yet."""
     for engine in (one, two):
         engine.up()
@@ -174,6 +200,9 @@ def measure(lab: Lab, one: Engine, two: Engine) -> None:
         if mac in rows.fdb
     ]
     show("row on the other host after the process started", ahead, "ms", "negative: before")
+    for network in [*(course.network for course in courses), "bridge"] * 2:
+        took, failed = at_once(two, network, count)
+        print(f"{count} docker runs at once, {network}: {took:.1f} s, {failed} failed", flush=True)
 
 
 if __name__ == "__main__":
