@@ -23,7 +23,6 @@ from meshd.model import (
     Item,
     Kind,
     Network,
-    Released,
     Version,
     text_id,
     text_mac,
@@ -468,8 +467,8 @@ def _former_id(cluster: ClusterLike, network: Item, want: int | None) -> Endpoin
     if want is None:
         return None
     kind = Kind.LOCAL_ENDPOINT if networks.is_local(network) else Kind.ENDPOINT
-    ended = Released(network.id, want)
-    found = [item for item in cluster.store.all(kind) if item.dead and item.body == ended]
+    ids = cluster.usage.of(network.id).former.get(want, ())
+    found = [item for id_ in ids if (item := cluster.store.get(kind, id_)) is not None]
     last = max(found, key=lambda item: item.version, default=None)
     if last is None or networks.has_device(cluster, last.id):
         return None

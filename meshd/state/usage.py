@@ -19,6 +19,8 @@ class NetworkUse:
         self.holders: dict[int, tuple[EndpointId, ...]] = {}
         self.released: dict[int, float] = {}
         """Index -> when it was last released (it may be in use again). Absent: never released, as far as known."""
+        self.former: dict[int, tuple[EndpointId, ...]] = {}
+        """Index -> the endpoints whose tombstones name it."""
         self._used: list[int] = []
         self._new: list[int] = []  # in use, not in _used yet: 100,000 inserts one by one would be quadratic
 
@@ -74,6 +76,7 @@ class Usage:
     def __init__(self) -> None:
         self._networks: dict[NetworkId, NetworkUse] = {}
         self._where: dict[EndpointId, tuple[NetworkId, int]] = {}
+        self._left: dict[EndpointId, tuple[NetworkId, int]] = {}  # what its tombstone names
         self._nothing = NetworkUse()
 
     def of(self, network: NetworkId) -> NetworkUse:
@@ -85,17 +88,32 @@ class Usage:
         if item.kind not in _KINDS:
             return
         body = item.body
+        self._forget_former(item.id)
         if isinstance(body, Endpoint) and not item.dead:
             self._move(item.id, (body.network, body.index), now)
         elif isinstance(body, Released):
             self._move(item.id, None, now)
             use = self._networks.setdefault(body.network, NetworkUse())
+            self._left[item.id] = body.network, body.index
+            use.former[body.index] = (*use.former.get(body.index, ()), item.id)
             if body.index not in use.holders:
                 use.released[body.index] = now
 
     def forget(self, endpoint: EndpointId, now: float) -> None:
-        """Release an endpoint whose item the store dropped without a tombstone."""
+        """Release an endpoint whose item, or whose tombstone, the store dropped."""
+        self._forget_former(endpoint)
         self._move(endpoint, None, now)
+
+    def _forget_former(self, endpoint: EndpointId) -> None:
+        where = self._left.pop(endpoint, None)
+        if where is None:
+            return
+        former = self._networks[where[0]].former
+        left = tuple(other for other in former[where[1]] if other != endpoint)
+        if left:
+            former[where[1]] = left
+        else:
+            del former[where[1]]
 
     def reserve(self, network: NetworkId, index: int, endpoint: EndpointId) -> None:
         """Count an index as used while its endpoint is being made: between ``choose`` and the commit nobody

@@ -13,7 +13,7 @@ from meshd.config import LISTED_AT_ONCE
 from meshd.model import Endpoint
 from meshd.plan.desired import outward
 from meshd.shell import hostaccess, limits, networks, publish
-from meshd.shell.attach import AttachRequest, Netns, attach
+from meshd.shell.attach import AttachRequest, Netns, attach, detach
 from meshd.state.networks import NetworkRequest
 from meshd.state.roster import Roster
 
@@ -102,6 +102,16 @@ async def test_it_reads_as_many_endpoints_among_ten_as_among_a_thousand(ask):
     few = await visits(ask, 10)
     assert few == await visits(ask, 1000)
     assert few < 100
+
+
+async def test_who_had_an_address_is_found_without_a_look_at_every_record(monkeypatch):
+    (host,) = World().hosts
+    await networks.create_network(host, NetworkRequest("blue", "overlay", ("10.1.0.0/16",)))
+    first = await attach(host, AttachRequest("blue", Netns(7, BOOT), ips=("10.1.0.9",)))
+    await detach(host, first.id)
+    monkeypatch.setattr(host.store, "all", None)
+    again = await attach(host, AttachRequest("blue", Netns(8, BOOT), ips=("10.1.0.9",)))
+    assert (again.id, again.endpoint.mac) == (first.id, first.endpoint.mac)
 
 
 async def test_a_long_list_is_in_order_and_gives_the_loop_its_turn(nursery):

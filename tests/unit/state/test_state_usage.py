@@ -44,6 +44,23 @@ def test_a_tombstone_alone_cools_its_index():
     assert view(usage, 6.0) == ([], [9])
 
 
+def test_who_had_an_index_is_known_as_long_as_the_tombstone_is_there():
+    usage = Usage()
+    usage.observe(dead(E1, 9), 5.0)
+    usage.observe(dead(E2, 9), 5.0)
+    former = usage.of(NET).former
+    assert former == {9: (E1, E2)}
+    usage.observe(dead(E2, 9), 6.0)
+    assert former == {9: (E1, E2)}
+    usage.observe(live(E1, 7), 7.0)
+    assert former == {9: (E2,)}
+    usage.observe(dead(E1, 7), 8.0)
+    assert former == {9: (E2,), 7: (E1,)}
+    for endpoint in (E2, E1, E1):
+        usage.forget(endpoint, 9.0)
+    assert former == {}
+
+
 def test_a_late_tombstone_of_another_endpoint_does_not_free_a_used_index():
     usage = Usage()
     usage.observe(live(E2, 9), 0.0)
