@@ -205,15 +205,13 @@ def nexthop_ids(hosts: Iterable[HostId], vxlan_port: int = VXLAN_PORT) -> dict[H
 
     The cluster's base + bits of a hash of the host's id. Where two fall on one slot (6 % of clusters of 1,000
     hosts have such a pair) the higher host id takes the next free one, so the result depends on the set of
-    hosts and not on the order in which they were heard of. Raises ValueError for more hosts than there are slots.
+    hosts and not on the order in which they were heard of. Where there are more hosts than slots those with the highest
+    ids have none: their rows name their addresses.
     """
     base, slots = nexthops_of(vxlan_port)
     taken: dict[int, HostId] = {}
     ids: dict[HostId, int] = {}
-    ordered = sorted(hosts)
-    if len(ordered) > slots:
-        raise ValueError(f"{len(ordered)} hosts have no {slots} nexthop ids")
-    for host in ordered:
+    for host in sorted(hosts)[:slots]:
         slot = _hash(host) % slots
         while slot in taken:
             slot = (slot + 1) % slots

@@ -123,7 +123,8 @@ def _target(view: View, host: HostId, ids: Mapping[HostId, int]) -> FdbTarget | 
         return _OWN  # an earlier identity of this machine, or a clone's: frames would come back to us
     if len(facts.vtep) != len(own_vtep):
         return WHY_FAMILY
-    return FdbTarget(nhid=ids[host] + names.GROUP_OFFSET) if view.nhid else FdbTarget(dst=facts.vtep)
+    number = ids.get(host) if view.nhid else None
+    return FdbTarget(dst=facts.vtep) if number is None else FdbTarget(nhid=number + names.GROUP_OFFSET)
 
 
 def remove_remote(part: Part, id_: EndpointId) -> Kernel:

@@ -326,7 +326,7 @@ class Shadow:
         if view.hosts.keys() == self._ids.keys():
             return False
         before, self._ids = self._ids, names.nexthop_ids(view.hosts, view.vxlan_port)
-        return any(self._ids.get(host, id_) != id_ for host, id_ in before.items())
+        return any(host in view.hosts and self._ids.get(host) != id_ for host, id_ in before.items())
 
     def _change_endpoints(
         self,

@@ -724,3 +724,21 @@ def test_what_goes_outward_is_told_without_a_look_at_other_hosts_endpoints():
     world.endpoints = Counted(world.endpoints)
     assert (outward(world.view(), 4), outward(world.view(), 6)) == (["blue"], [])
     assert world.endpoints.visited == 2  # web, once a family; db never
+
+
+def test_a_host_without_a_nexthop_id_has_rows_that_name_its_address(monkeypatch):
+    """On a port of its own a cluster has 16,384 ids; with one more host nothing may end."""
+    monkeypatch.setattr(names, "nexthops_of", lambda port: names.NexthopIds(names.NEXTHOP_BASE, 3))
+    world, shadow, kernel = blue_on_two_hosts(), Shadow(), FakeKernel()
+    kernel.plug(names.veth(id_of("web")))
+    first = b"\0" * 16  # takes the last of the ids from C
+    world.endpoint("cache", BLUE, C, "10.1.0.67")
+    todo, _ = shadow.compare(world.view(), kernel.dump("").ours, 0.0, deletions=True)
+    shadow.done(todo, kernel.apply(todo))
+    world.hosts[first] = facts(ip4("192.0.2.9"), "new")
+    todo = shadow.change(world.view(), set(), {}, deletions=True)
+    assert kernel.apply(todo) == []
+    rows = {key.mac: target for key, target in kernel.state.fdb.items() if key.where == "self"}
+    assert rows[names.endpoint_mac(id_of("cache"))].dst == ip4("192.0.2.3")
+    assert rows[names.endpoint_mac(id_of("db"))].nhid is not None
+    assert kernel.state == desired(world.view())
