@@ -7,7 +7,7 @@ gone is a success. One op's failure does not hold up the rest: the caller gets e
 
 import errno
 import itertools
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from typing import Any, ClassVar, TypeVar
 
 from meshd.errors import KernelError
@@ -147,6 +147,9 @@ class Applier:
         """Carry out ops in order; return those that failed, with the reason. ``births``: see Links.ensure."""
         failures: Failures = []
         together: Groups = []
+        kept: set[str] = (
+            set()
+        )  # devices that the kernel did not delete: who may send by them is still to be said
         for kind, group in itertools.groupby(ops, type):
             same = list(group)
             if kind in _ENCODE:
@@ -154,9 +157,17 @@ class Applier:
                 continue
             self._rows(together, failures)
             together = []
+            if kept:
+                guards = [op for op in same if _guards(op, kept)]
+                failures += [
+                    (op, KernelError(describe(op), words="what it guards is still there")) for op in guards
+                ]
+                same = [op for op in same if op not in guards]
             for op, error in zip(same, self._alone(kind, same, births), strict=True):
                 if error is not None:
                     failures.append((op, error))
+                    if isinstance(op, DelLink):
+                        kept.add(op.name)
         self._rows(together, failures)
         return failures
 
@@ -215,7 +226,7 @@ class Applier:
 
     def _forget(self, puts: Elements, gone: Iterable[elements.Element] = ()) -> None:
         """Have the kernel forget connections that are not true any more, now that the rules say otherwise."""
-        self._conntrack.forget(doubt(puts, gone), self._local_addresses)
+        self._conntrack.forget(doubt(puts, gone, self._firewall.elements), self._local_addresses)
 
     def _local_addresses(self) -> set[bytes]:
         return {seen.ip for seen in addresses.parse(self._netlink.dump(addresses.dump_request()))}
@@ -279,6 +290,13 @@ def _on_devices(ops: list[Op], on: Sequence[str], index: Index, failures: Failur
             missing = KernelError("", errno=errno.ENODEV, words=f"device {device} does not exist")
             failures.append((op, _about(op, missing)))
     return known
+
+
+def _guards(op: Op, devices: Set[str]) -> bool:
+    """Tell whether an op takes away what says who may send by one of these devices."""
+    if isinstance(op, DelElement):
+        return elements.device(op.element) in devices
+    return isinstance(op, SetFirewall) and not op.text
 
 
 def _is_gone(op: Op, error: KernelError) -> bool:

@@ -87,6 +87,11 @@ class Firewall:
         self._replace(text, elements)
         return True
 
+    @property
+    def elements(self) -> Mapping[Element, bytes]:
+        """What the sets hold, as far as is known without asking."""
+        return self._elements
+
     def change(self, puts: Mapping[Element, bytes], deletes: Mapping[Element, bytes]) -> None:
         """Add and delete elements in one transaction, at a cost that does not depend on how many there are.
 

@@ -281,6 +281,7 @@ def devices(
     kernel.links[bridge] = Link(bridge, "bridge", alias, mtu, mac=mac, narrow=host, localnet=published)
     also = (names.host(network_id),) if host else ()
     kernel.elements.update(firewall.network_elements(bridge, network, also))
+    kernel.elements.update(firewall.vip_elements(vips.packed(network)))
     for subnet in network.subnets:
         if subnet.gateway and not network.internal:
             prefix = ipaddress.ip_network(subnet.cidr)
@@ -336,7 +337,7 @@ def host_end(view: View, id_: EndpointId, endpoint: Endpoint, network: Network) 
                 kernel.addrs.add(Addr(far, firewall.link_local(endpoint.mac), LINK_LOCAL_PREFIX))
     kernel.fdb[FdbKey(attachment.host_if, endpoint.mac, "master")] = FdbTarget(local=True)
     kernel.elements.update(
-        firewall.own_port_elements(attachment.host_if)
+        firewall.own_port_elements(attachment.host_if, endpoint)
         if is_host
         else firewall.port_elements(attachment.host_if, endpoint, vips.packed(network))
     )

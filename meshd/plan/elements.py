@@ -83,8 +83,11 @@ SETS: dict[str, SetSpec] = {
     "ips6": SetSpec("bridge", ("ifname", "@ll,48,64", "@nh,64,128")),
     "targets4": SetSpec("bridge", ("ifname", "ipv4_addr")),
     "targets6": SetSpec("bridge", ("ifname", "@th,64,128")),
+    "vips4": SetSpec("bridge", ("ipv4_addr",)),
+    "vips6": SetSpec("bridge", ("ipv6_addr",)),
 }
-"""Every set of ours. Rules use no others but anonymous ones."""
+"""Every set of ours. Rules use no others but anonymous ones, and not ``vips4`` and ``vips6``, which say of an address that
+it is no endpoint's own (tracked.py)."""
 
 
 def _padded(size: int) -> int:

@@ -265,10 +265,18 @@ def loop_elements(host_if: str, endpoint: Endpoint) -> Elements:
     return found
 
 
-def own_port_elements(host_if: str) -> Elements:
+def own_port_elements(host_if: str, endpoint: Endpoint) -> Elements:
     """Return what says that a port is the host's own: nobody else sends by it, and that also what it forwards. What
-    comes by it was tracked as it left the host; with br_netfilter it would be once more, as somebody else's."""
-    return {element("own", host_if.encode()): b""}
+    comes by it was tracked as it left the host; with br_netfilter it would be once more, as somebody else's. Its
+    addresses are said for tracked.py alone."""
+    name = host_if.encode()
+    own = {element("targets4" if len(ip) == 4 else "targets6", name, ip): b"" for ip in endpoint.ips}
+    return {element("own", name): b"", **own}
+
+
+def vip_elements(vips: Iterable[bytes]) -> Elements:
+    """Return what says of a network's virtual addresses, packed, that they are no endpoint's own."""
+    return {element("vips4" if len(ip) == 4 else "vips6", ip): b"" for ip in vips}
 
 
 def link_local(mac: bytes) -> bytes:

@@ -6,13 +6,13 @@ Decides which: those from or to an address that an endpoint here gave up, and th
 elsewhere. Must not know how they are found or deleted.
 """
 
-from collections.abc import Iterable, Mapping, Set
+from collections.abc import Container, Iterable, Mapping, Set
 from typing import NamedTuple
 
-from meshd.plan.elements import Element, key_fields, value_fields
+from meshd.plan.elements import Element, element, key_fields, value_fields
 
 NAMED, EVERYWHERE = ("publish4", "publish6"), ("everywhere4", "everywhere6")
-PORT_ADDRESSES = ("ips4", "ips6")
+PORT_ADDRESSES = ("targets4", "targets6")
 IPV4_BYTES = 4
 LOOPBACK_V4 = 127
 
@@ -46,15 +46,17 @@ class Doubt(NamedTuple):
     given_up: frozenset[bytes] = frozenset()
 
 
-def doubt(puts: Mapping[Element, bytes], gone: Iterable[Element]) -> Doubt:
-    """Work out what elements that were put or deleted make doubtful; empty where that is nothing."""
+def doubt(puts: Mapping[Element, bytes], gone: Iterable[Element], have: Container[Element] = ()) -> Doubt:
+    """Work out what elements that were put or deleted make doubtful; empty where that is nothing. ``have``: all that
+    there are now. A virtual address is given up by no endpoint: it is anybody's on its network."""
     published = [
         Published(None if of.set in EVERYWHERE else key_fields(of)[0], *_ports(of), *_leads(of, value))
         for of, value in puts.items()
         if of.set in EVERYWHERE or of.set in NAMED
     ]
     given_up = {key_fields(of)[-1] for of in gone if of.set in PORT_ADDRESSES}
-    return Doubt(tuple(published), frozenset(given_up - _addresses(puts)))
+    vips = {ip for ip in given_up if element("vips4" if len(ip) == IPV4_BYTES else "vips6", ip) in have}
+    return Doubt(tuple(published), frozenset(given_up - vips - _addresses(puts)))
 
 
 def _addresses(elements: Mapping[Element, bytes]) -> Set[bytes]:

@@ -61,7 +61,7 @@ class Rows(threading.Thread):
         self.neighbours: dict[str, float] = {}
         self.fdb: dict[str, float] = {}
         self.gone: dict[str, float] = {}
-        self._ready = threading.Event()
+        self._ready, self._done = threading.Event(), threading.Event()
 
     def begin(self) -> "Rows":
         """Start, and return once nothing can be missed any more."""
@@ -69,6 +69,11 @@ class Rows(threading.Thread):
         if not self._ready.wait(5):
             raise RuntimeError(f"no netlink socket in {self._namespace}")
         return self
+
+    def end(self) -> None:
+        """Stop listening: what comes in a flood would overrun it."""
+        self._done.set()
+        self.join()
 
     def run(self) -> None:
         libc = ctypes.CDLL(None, use_errno=True)
@@ -78,9 +83,13 @@ class Rows(threading.Thread):
         sock = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, 0)
         sock.setsockopt(socket.SOL_SOCKET, 33, 1 << 24)  # SO_RCVBUFFORCE
         sock.bind((0, 1 << (RTNLGRP_NEIGH - 1)))
+        sock.settimeout(0.2)
         self._ready.set()
-        while True:
-            chunk = sock.recv(1 << 16)
+        while not self._done.is_set():
+            try:
+                chunk = sock.recv(1 << 16)
+            except TimeoutError:
+                continue
             now = time.perf_counter()
             offset = 0
             while offset < len(chunk):
@@ -117,4 +126,5 @@ def put_back(namespace: str, device: str, macs: Sequence[str]) -> list[float]:
                     raise RuntimeError(f"row {mac}: not back within a minute")
                 time.sleep(0.001)
             times.append(1000 * (rows.fdb[mac] - rows.gone[mac]))
+    rows.end()
     return times

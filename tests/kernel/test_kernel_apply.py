@@ -20,16 +20,20 @@ from layout import (
 )
 
 from meshd.config import NETLINK_BATCH
+from meshd.errors import KernelError
 from meshd.kernel.apply import describe
 from meshd.kernel.namespace import Namespace
+from meshd.plan.elements import element
 from meshd.plan.objects import Addr, FdbKey, FdbTarget, Kernel, NeighKey, Nexthop
 from meshd.plan.ops import (
     DelAddr,
+    DelElement,
     DelFdb,
     DelLink,
     DelNeigh,
     DelNexthop,
     PutAddr,
+    PutElement,
     PutFdb,
     PutLink,
     PutNeigh,
@@ -187,6 +191,26 @@ def test_each_failure_names_its_object_and_the_rest_is_done(host):
     assert words["nexthop 1000"] == "Invalid nexthop id"
     assert words["fdb row 02:00:00:00:00:32 dev nosuch0 self"] == "device nosuch0 does not exist"
     assert ours(host).fdb[good.key] == DST
+
+
+def test_a_port_that_is_not_deleted_stays_guarded(host, monkeypatch):
+    """Else whoever is behind it could pretend to be anybody, until the kernel lets it go."""
+    veth = host_end(0).name
+    guards = {element("ports", veth.encode()): b"", element("macs", veth.encode(), mac(0)): b""}
+    other = element("members4", ip("192.0.2.7"))
+    assert apply(host, *(PutElement(of, data) for of, data in guards.items()), PutElement(other, b"")) == []
+    busy = KernelError(veth, errno=errno.EBUSY, words="busy")
+    delete = [DelLink(veth), *map(DelElement, guards), DelElement(other), SetFirewall("")]
+    with monkeypatch.context() as patch:
+        patch.setattr("meshd.kernel.links.Links.delete", lambda links, names: [busy] * len(names))
+        failed = apply(host, *delete)
+    assert [op for op, _ in failed] == [delete[0], *delete[1:3], delete[4]]
+    assert {error.words for _, error in failed[1:]} == {"what it guards is still there"}
+    found = ours(host).elements
+    assert guards.keys() <= found.keys()
+    assert other not in found
+    assert apply(host, *delete) == []
+    assert ours(host).firewall == ""
 
 
 def test_more_rows_than_a_batch_are_all_written_and_all_deleted(host):

@@ -357,6 +357,8 @@ def test_a_network_with_virtual_addresses_lets_every_port_claim_them_and_its_tun
     more = {
         element("ips4", port, names.endpoint_mac(id_of("web")) + b"\x08\x00", ip4("10.1.0.240")),
         element("targets4", port, ip4("10.1.0.240")),
+        element("vips4", ip4("10.1.0.240")),
+        element("vips6", bytes.fromhex("fd0000000000000000000000000000f0")),
     }  # web has no v6 address, so it has no business with a v6 one
     assert set(kernel.elements) - set(plain.elements) == more
     tunnel = kernel.links["mv11111111"].port

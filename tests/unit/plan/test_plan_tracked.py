@@ -4,12 +4,13 @@ import ipaddress
 
 import pytest
 
+from meshd.model import Endpoint
 from meshd.plan import elements
+from meshd.plan.firewall import own_port_elements
 from meshd.plan.tracked import Doubt, Published, Tracked, doubt, is_stale
 
 TCP, UDP = 6, 17
 MAC = b"\x02" * 6
-SENDER = MAC + b"\x08\x00"
 
 
 def ip(text):
@@ -67,13 +68,13 @@ def test_elements_say_what_is_in_doubt():
     puts = {
         everywhere: leads,
         named: elements.data("publish6", ip("fd00::2"), port(81)),
-        elements.element("ips4", b"mhaaaaaaaa", SENDER, WEB): b"",
+        elements.element("targets4", b"mhaaaaaaaa", WEB): b"",
         elements.element("bridges", b"mobbbbbbbb"): b"",
     }
     gone = [
-        elements.element("ips4", b"mhcccccccc", SENDER, OLD),
-        elements.element("ips6", b"mhcccccccc", SENDER, ip("fd00::3")),
-        elements.element("ips4", b"mhdddddddd", SENDER, WEB),  # the address is another port's now
+        elements.element("targets4", b"mhcccccccc", OLD),
+        elements.element("targets6", b"mhcccccccc", ip("fd00::3")),
+        elements.element("targets4", b"mhdddddddd", WEB),  # the address is another port's now
         elements.element("macs", b"mhcccccccc", MAC),
     ]
     assert doubt(puts, gone) == Doubt(
@@ -81,3 +82,16 @@ def test_elements_say_what_is_in_doubt():
         frozenset({OLD, ip("fd00::3")}),
     )
     assert doubt({}, []) == Doubt()
+
+
+def test_a_virtual_address_is_given_up_with_its_network_and_not_with_an_endpoint():
+    """Whoever had it may be another one."""
+    for vip, version in ((ip("10.0.0.240"), 4), (ip("fd00::f0"), 6)):
+        gone = [elements.element(f"targets{version}", b"mhcccccccc", vip)]
+        assert doubt({}, gone, {elements.element(f"vips{version}", vip)}) == Doubt()
+        assert doubt({}, gone, ()) == Doubt(given_up=frozenset({vip}))
+
+
+def test_what_the_host_itself_had_on_a_network_is_given_up_with_its_port():
+    mine = Endpoint(bytes(16), bytes(16), "host1", 2, (WEB, ip("fd00::2")), MAC, "mox11111111")
+    assert doubt({}, own_port_elements("mh11111111", mine)) == Doubt(given_up=frozenset(mine.ips))
