@@ -48,7 +48,8 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _say(error: MeshdError, code: int) -> int:
-    print(f"error: {error.what}", file=sys.stderr)
+    what = error.what.replace("\n", "\\n")  # a key in the operator's file may hold one
+    print(f"error: {what}", file=sys.stderr)
     if error.hint:
         print(f"hint: {error.hint}", file=sys.stderr)
     return code

@@ -309,6 +309,7 @@ API_WRITE_S = 5.0
 API_CONNECTIONS = 64
 API_CONNECTIONS_PER_UID = 16
 API_CONNECTIONS_FOR_ROOT = 16  # of API_CONNECTIONS, kept for uid 0
+SUN_PATH_BYTES = 98  # of a socket's path: unix(7)'s 107 less 9, for the name it has until its mode is right
 API_BACKLOG = 128  # connections the kernel holds before accept
 API_ACCEPT_PAUSE_S = 0.1  # out of descriptors or memory: accept again after this
 API_HEADER_MAX_BYTES = 16 * 1024
@@ -439,6 +440,8 @@ def _explain(source: str, message: str) -> str:
         key = f"{key}.{field}" if key else field
         known = _known_keys(key)
         return f"{source}: {key}: unknown key" + (f" (allowed here: {known})" if known else "")
+    for json_word, toml_word in ((" | null", ""), ("`object`", "a table"), ("`array`", "an array")):
+        what = what.replace(json_word, toml_word)
     allowed = f" (allowed: {', '.join(CHOICES[key])})" if key in CHOICES else ""
     return f"{source}: {key or 'file'}: {what[:1].lower()}{what[1:]}{allowed}"
 
@@ -471,11 +474,24 @@ def _check_values(settings: Settings, source: str) -> None:
     ):
         if not path.startswith("/") or "\0" in path:
             raise ConfigError(f"{source}: {key}: {path!r} is not an absolute path")
+    for key, path in (
+        ("host.run_dir", f"{settings.host.run_dir}/api.sock"),
+        ("host.docker_plugin_socket", plugin),
+    ):
+        if len(path.encode()) > SUN_PATH_BYTES:
+            raise ConfigError(
+                f"{source}: {key}: {path} is too long: a socket's path has at most {SUN_PATH_BYTES} bytes"
+            )
     if settings.gossip.bind is not None:
         bind = _address(settings.gossip.bind, source, "gossip.bind")
         if bind.is_unspecified or bind.is_multicast:
             raise ConfigError(
                 f"{source}: gossip.bind: {bind} is no address that other hosts reach this one at",
+                "see `ip address` for those this host has, or leave it out",
+            )
+        if bind.version == 6 and bind.is_link_local:
+            raise ConfigError(
+                f"{source}: gossip.bind: {bind} is link-local: it means nothing without an interface",
                 "see `ip address` for those this host has, or leave it out",
             )
     if settings.vxlan.port == settings.gossip.port:
@@ -488,6 +504,10 @@ def _check_values(settings: Settings, source: str) -> None:
         host, _, port = seed.rpartition(":")
         if not re.fullmatch(r"[0-9]{1,5}", port) or not 0 < int(port) < 65536:
             raise ConfigError(f"{source}: gossip.seeds: {seed!r} is not ADDRESS:PORT, e.g. 192.0.2.2:7947")
+        if ":" in host and (host[0], host[-1]) != ("[", "]"):  # its last group would be taken for the port
+            raise ConfigError(
+                f"{source}: gossip.seeds: {seed!r} has no brackets around its address, e.g. [2001:db8::2]:7947"
+            )
         _address(host.strip("[]"), source, "gossip.seeds")
     for key, prefixes, version in (("pools.v4", settings.pools.v4, 4), ("pools.v6", settings.pools.v6, 6)):
         for prefix in prefixes:
@@ -497,6 +517,10 @@ def _check_values(settings: Settings, source: str) -> None:
                 raise ConfigError(f"{source}: {key}: {error}") from None
             if network.version != version:
                 raise ConfigError(f"{source}: {key}: {prefix} is not an IPv{version} prefix")
+            if network.prefixlen > (smallest := BRIDGE_PREFIX_V4 if version == 4 else ULA_PREFIX):
+                raise ConfigError(
+                    f"{source}: {key}: {prefix} has no room for any network: the smallest takes a /{smallest}"
+                )
 
 
 def _address(text: str, source: str, key: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address:

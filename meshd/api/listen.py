@@ -17,8 +17,6 @@ import structlog
 from meshd import config
 from meshd.errors import Conflict, Unavailable
 
-SUN_PATH_BYTES = 107 - len(".12345678")  # unix(7), less the temporary name
-
 log = structlog.get_logger("meshd.api")
 
 
@@ -79,10 +77,10 @@ def listen(path: str, mode: int, group: int | None = None) -> socket.socket:
             raise
     except OSError as error:
         sock.close()
-        hint = "the directory must exist and belong to the daemon's user"
-        if error.errno is None:  # Python's own check of sun_path
-            hint = f"a socket's path has at most {SUN_PATH_BYTES} bytes: set a shorter [host] run_dir"
-        raise Unavailable(f"cannot listen at {path}: {error.strerror or error}", hint) from None
+        raise Unavailable(
+            f"cannot listen at {path}: {error.strerror or error}",
+            "the directory must exist and belong to the daemon's user",
+        ) from None
     return sock
 
 

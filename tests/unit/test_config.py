@@ -2,6 +2,7 @@
 
 import pytest
 
+from meshd.__main__ import main
 from meshd.config import Settings, parse
 from meshd.errors import ConfigError
 
@@ -45,6 +46,33 @@ BAD = [
         '[gossip]\nseeds = ["192.0.2.2:\u0667"]',
         "f: gossip.seeds: '192.0.2.2:\u0667' is not ADDRESS:PORT, e.g. 192.0.2.2:7947",
     ),
+    (
+        '[gossip]\nseeds = ["2001:db8::2:7947"]',
+        "f: gossip.seeds: '2001:db8::2:7947' has no brackets around its address, e.g. [2001:db8::2]:7947",
+    ),
+    (
+        '[gossip]\nbind = "fe80::1"',
+        "f: gossip.bind: fe80::1 is link-local: it means nothing without an interface",
+    ),
+    (
+        f'[host]\nrun_dir = "/{"r" * 89}"',
+        f"f: host.run_dir: /{'r' * 89}/api.sock is too long: a socket's path has at most 98 bytes",
+    ),
+    (
+        f'[host]\ndocker_plugin_socket = "/{"s" * 98}"',
+        f"f: host.docker_plugin_socket: /{'s' * 98} is too long: a socket's path has at most 98 bytes",
+    ),
+    (
+        '[pools]\nv4 = ["10.0.0.0/25"]',
+        "f: pools.v4: 10.0.0.0/25 has no room for any network: the smallest takes a /24",
+    ),
+    (
+        '[pools]\nv6 = ["fd00::/65"]',
+        "f: pools.v6: fd00::/65 has no room for any network: the smallest takes a /64",
+    ),
+    ("[host]\nname = 1", "f: host.name: expected `str`, got `int`"),
+    ("host = 1", "f: host: expected a table, got `int`"),
+    ('[gossip]\nseeds = "192.0.2.2:7947"', "f: gossip.seeds: expected an array, got `str`"),
     ('[dns]\nupstream = ["resolver"]', "f: dns.upstream: 'resolver' is not an IPv4 or IPv6 address"),
 ]
 
@@ -62,6 +90,21 @@ def test_a_wrong_setting_is_named_with_its_key_and_what_is_allowed(text, line):
 def test_other_mistakes_are_named_too(text, words):
     with pytest.raises(ConfigError, match=words):
         parse(text, "f")
+
+
+def test_what_just_fits_is_no_mistake():
+    settings = parse(
+        f'[host]\nrun_dir = "/{"r" * 88}"\n[pools]\nv4 = ["10.0.0.0/24"]\nv6 = ["fd00::/64"]', "f"
+    )
+    assert (len(settings.host.run_dir), settings.pools.v6) == (89, ("fd00::/64",))
+
+
+def test_a_key_of_two_lines_is_told_in_one(tmp_path, capsys):
+    file = tmp_path / "meshd.toml"
+    file.write_text('"a\\nb" = 1')
+    assert main(["--config", str(file), "--check"]) == 2
+    [line] = capsys.readouterr().err.splitlines()
+    assert "a\\nb: unknown key" in line
 
 
 def test_an_empty_file_is_a_valid_one():
