@@ -77,7 +77,9 @@ def attach(
 @click.command()
 @click.argument("network", type=WORD)
 @namespace_options
-@click.option("--endpoint", "endpoint_id", type=WORD, help="An endpoint's id, or the start of it.")
+@click.option(
+    "--endpoint", "endpoint_id", type=WORD, metavar="ID", help="An endpoint's id, or the start of it."
+)
 @click.pass_obj
 def detach(
     invocation: Invocation, network: str, netns: str | None, pid: int | None, endpoint_id: str | None

@@ -11,6 +11,7 @@ import click
 from meshctl.errors import Failed, reason
 from meshctl.group import Group
 from meshctl.output import Invocation
+from meshctl.params import Folder
 
 DIRECTORY = "/opt/cni/bin"
 NAME = "meshd"
@@ -38,12 +39,17 @@ def cni() -> None:
 
 @cni.command()
 @click.option(
-    "--dir", "directory", default=DIRECTORY, show_default=True, help="Where the runtime looks for plugins."
+    "--dir",
+    "directory",
+    type=Folder(path_type=Path),
+    default=DIRECTORY,
+    show_default=True,
+    help="Where the runtime looks for plugins.",
 )
 @click.pass_obj
-def install(invocation: Invocation, directory: str) -> None:
+def install(invocation: Invocation, directory: Path) -> None:
     """Install the CNI executable meshd, in place of an older one."""
-    path = put(build(source()), Path(directory))
+    path = put(build(source()), directory)
     invocation.emit({"installed": str(path)}, lambda: [f"installed {path}"])
 
 

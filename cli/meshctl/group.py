@@ -27,7 +27,7 @@ class Group(click.Group):
         if self.get_command(ctx, args[0]) is None and not ctx.resilient_parsing:
             meant = near(args[0], self.list_commands(ctx))
             hint = f"did you mean {ctx.command_path} {meant}?" if meant else f"{ctx.command_path} --help"
-            raise WrongUsage(f"no such command: {ctx.command_path} {args[0]}", hint)
+            raise WrongUsage(f"no such command: {ctx.command_path} {args[0] or repr('')}", hint)
         return super().resolve_command(ctx, args)
 
 

@@ -12,12 +12,15 @@ from meshctl.errors import Failed, WrongUsage
 from meshctl.group import Group
 from meshctl.labcluster import DEFAULT_DIR, HOSTS_MAX, Lab
 from meshctl.output import Invocation
+from meshctl.params import Folder
+from meshctl.process import EXIT_NOT_FOUND
+from meshctl.report import say
 from meshctl.table import table
 
 directory_option = click.option(
     "--dir",
     "directory",
-    type=click.Path(file_okay=False, resolve_path=True, path_type=Path),
+    type=Folder(file_okay=False, resolve_path=True, path_type=Path),
     default=DEFAULT_DIR,
     show_default=True,
     help="Where the hosts' files are; one lab for each.",
@@ -51,7 +54,8 @@ def status(invocation: Invocation, directory: Path) -> None:
 @directory_option
 @click.argument("host")
 @click.argument("command", nargs=-1, required=True, type=click.UNPROCESSED)
-def execute(directory: Path, host: str, command: tuple[str, ...]) -> None:
+@click.pass_context
+def execute(ctx: click.Context, directory: Path, host: str, command: tuple[str, ...]) -> None:
     """Run COMMAND on HOST, with MESHD_SOCKET set to its daemon. Its exit status is the command's."""
     chosen = Lab.load(directory).host(host)
     environment = chosen.environment()
@@ -60,7 +64,8 @@ def execute(directory: Path, host: str, command: tuple[str, ...]) -> None:
     if not typed:
         raise WrongUsage("missing command: nothing follows --", "meshctl lab exec HOST -- COMMAND...")
     if shutil.which(typed[0], path=environment["PATH"]) is None:
-        raise Failed(f"no such command: {typed[0]}")
+        say(f"command not found: {typed[0]}")
+        ctx.exit(EXIT_NOT_FOUND)
     argv = chosen.argv(*typed)
     os.execvpe(argv[0], argv, environment)  # noqa: S606  # the command takes over this process
 

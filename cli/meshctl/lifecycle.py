@@ -9,6 +9,7 @@ import click
 
 from meshctl.client import Client
 from meshctl.output import Invocation
+from meshctl.params import WORD
 from meshctl.table import printable
 
 
@@ -86,7 +87,7 @@ def _handed(each: dict[str, Any]) -> str:
 
 
 @click.command()
-@click.argument("host")
+@click.argument("host", type=WORD)
 @click.option("--fenced", is_flag=True, help="I have made sure that the host is off, and stays so.")
 @click.pass_obj
 def forget(invocation: Invocation, host: str, fenced: bool) -> None:

@@ -52,7 +52,13 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "meshctl", cls=LazyGroup, table=COMMANDS, context_settings={"help_option_names": ["-h", "--help"]}
 )
 @click.option(
-    "--socket", envvar="MESHD_SOCKET", default=DEFAULT_SOCKET, show_default=True, help="The daemon's API."
+    "--socket",
+    metavar="PATH",
+    envvar="MESHD_SOCKET",
+    show_envvar=True,
+    default=DEFAULT_SOCKET,
+    show_default=True,
+    help="The daemon's API.",
 )
 @click.option(
     "-o", "--output", type=click.Choice(FORMATS), default="table", show_default=True, help="How to print."

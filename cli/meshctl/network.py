@@ -21,7 +21,9 @@ def network() -> None:
 
 @network.command()
 @click.argument("name", type=WORD)
-@click.option("-d", "--driver", type=click.Choice(DRIVERS), default="overlay", show_default=True)
+@click.option(
+    "-d", "--driver", type=click.Choice(DRIVERS), default="overlay", show_default=True, help="Its kind."
+)
 @click.option(
     "--subnet", "subnets", type=CIDR, multiple=True, help="Its addresses; several.  [default: one, drawn]"
 )

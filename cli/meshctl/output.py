@@ -39,6 +39,8 @@ class ReaderGone(Exception):  # not an error: `meshctl events | head` ends so
 
 def write(text: str) -> None:
     """Write and flush. Raises as ``Invocation.emit``."""
+    if sys.stdout is None:  # closed by the caller: `meshctl members >&-`
+        raise Failed("standard output cannot be written: it is closed")
     try:
         sys.stdout.write(text)
         sys.stdout.flush()

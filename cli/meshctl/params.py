@@ -50,6 +50,16 @@ class Word(_Text):
         return text(self, str(value), param, ctx)
 
 
+class Folder(click.Path):
+    """A folder's path. An empty one, which is mostly an empty variable in a script, is not the current folder."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Return the path; wrong usage where it is empty."""
+        if value == "":
+            self.fail("must not be empty", param, ctx)
+        return super().convert(value, param, ctx)
+
+
 class HostName(_Text):
     """A host's name, as the daemon's configuration takes it."""
 

@@ -20,6 +20,10 @@ def report(error: BaseException) -> int:
     """Write the lines for ``error`` to standard error; return the exit status. Re-raises what is a bug."""
     if isinstance(error, ReaderGone):
         return EXIT_READER_GONE
+    if (
+        isinstance(error, SystemExit) and error.code == 1
+    ):  # click's, which prints help itself; no command ends so
+        return EXIT_READER_GONE
     if isinstance(error, (click.Abort, KeyboardInterrupt)):
         return EXIT_INTERRUPTED
     if isinstance(error, CommandError):
@@ -40,15 +44,19 @@ def report(error: BaseException) -> int:
 def say(what: str, hint: str = "") -> None:
     """Write an error, and its hint where there is one, to standard error: one line each. Lines to be put in a file
     are a hint each."""
-    sys.stderr.write(f"error: {_one_line(what)}\n")
-    if hint:
-        sys.stderr.writelines(f"hint: {escaped(line)}\n" for line in hint.split("\n"))
-    sys.stderr.flush()
+    lines = [f"error: {_one_line(what)}", *(f"hint: {escaped(line)}" for line in hint.split("\n") if hint)]
+    _write(lines)
 
 
 def warn(what: str) -> None:
     """Write what went well but is not as good as it may seem to standard error: one line."""
-    sys.stderr.write(f"warning: {_one_line(what)}\n")
+    _write([f"warning: {_one_line(what)}"])
+
+
+def _write(lines: list[str]) -> None:
+    if sys.stderr is None:  # closed by the caller, who gets the exit status all the same
+        return
+    sys.stderr.writelines(f"{line}\n" for line in lines)
     sys.stderr.flush()
 
 
@@ -78,8 +86,8 @@ def _what(error: click.UsageError) -> str:
 
 
 def _hint(error: click.UsageError) -> str:
-    if error.ctx is None:
-        return ""
+    if error.ctx is None:  # click's parser does not say in which command an option lacks its value
+        return "meshctl --help, or --help after the command"
     if isinstance(error, click.NoSuchOption):
         known = [name for param in error.ctx.command.get_params(error.ctx) for name in param.opts]
         if meant := near(error.option_name, known):

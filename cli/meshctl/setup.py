@@ -18,7 +18,7 @@ from meshctl.client import Client
 from meshctl.errors import Failed, Unreachable, WrongUsage
 from meshctl.files import NewFile, write_new
 from meshctl.output import Invocation
-from meshctl.params import HOST, IP, PORT
+from meshctl.params import HOST, IP, PORT, Folder
 from meshctl.token import Token, decode, encode, new_key
 
 CONFIG_DIR = "/etc/meshd"
@@ -34,7 +34,11 @@ ELSEWHERE = ((socket.AF_INET, "203.0.113.1"), (socket.AF_INET6, "2001:db8::1"))
 route's. Connecting a UDP socket asks just that and sends nothing."""
 
 config_dir = click.option(
-    "--config-dir", type=click.Path(path_type=Path), default=CONFIG_DIR, show_default=True
+    "--config-dir",
+    type=Folder(path_type=Path),
+    default=CONFIG_DIR,
+    show_default=True,
+    help="Where meshd.toml and the keyring are written.",
 )
 name_option = click.option("--name", type=HOST, help="This host's name.  [default: the hostname]")
 bind_option = click.option(

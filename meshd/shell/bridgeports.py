@@ -79,7 +79,7 @@ async def add(cluster: ClusterLike, request: PortRequest) -> Added:
     """
     if not BRIDGE_CONFIRM_MIN_S <= request.confirm_within_s <= BRIDGE_CONFIRM_MAX_S:
         raise BadRequest(
-            f"confirm_within_s: {request.confirm_within_s:g} is not {BRIDGE_CONFIRM_MIN_S:g} to {BRIDGE_CONFIRM_MAX_S:g}",
+            f"confirm_within_s: {request.confirm_within_s:.10g} is not {BRIDGE_CONFIRM_MIN_S:g} to {BRIDGE_CONFIRM_MAX_S:g}",
             "long enough to see that the host is still reached, short enough to wait for",
         )
     async with cluster.desk.bridging:

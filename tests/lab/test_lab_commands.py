@@ -46,7 +46,7 @@ def test_a_lab_comes_up_is_used_loses_a_daemon_gets_it_back_and_goes_down(lab_di
     assert [m["name"] for m in json.loads(members.stdout)] == ["host1"]
     assert meshctl("lab", "exec", *where, "host1", "--", "sh", "-c", "exit 9").returncode == 9
     nowhere = meshctl("lab", "exec", *where, "host1", "--", "no-such-command")
-    assert (nowhere.returncode, nowhere.stderr) == (1, "error: no such command: no-such-command\n")
+    assert (nowhere.returncode, nowhere.stderr) == (127, "error: command not found: no-such-command\n")
     nobody = meshctl("lab", "exec", *where, "host9", "--", "true")
     assert (nobody.returncode, nobody.stderr) == (
         1, "error: no host host9 in this lab\nhint: there are host1\n",

@@ -65,11 +65,12 @@ def test_the_command_runs_where_the_daemon_is_not_installed():
     assert (done.returncode, done.stderr) == (0, "")
 
 
-def test_a_reader_that_went_away_ends_the_command_without_a_word():
+@pytest.mark.parametrize("command", [VERSION, [*VERSION[:3], "--help"]])
+def test_a_reader_that_went_away_ends_the_command_without_a_word(command):
     read, write = os.pipe()
     os.close(read)
     try:
-        done = run(VERSION, stdout=write)
+        done = run(command, stdout=write)
     finally:
         os.close(write)
     assert (done.returncode, done.stderr) == (141, "")
@@ -80,3 +81,10 @@ def test_a_full_disk_under_standard_output_is_an_error():
         done = run(VERSION, stdout=full)
     assert done.returncode == 1
     assert done.stderr == "error: standard output cannot be written: no space left on device\n"
+
+
+def test_closed_standard_output_is_an_error_and_closed_standard_error_keeps_the_status():
+    done = run(["sh", "-c", 'exec "$@" >&-', "sh", *VERSION])
+    assert (done.returncode, done.stderr) == (1, "error: standard output cannot be written: it is closed\n")
+    done = run(["sh", "-c", 'exec "$@" 2>&-', "sh", *VERSION, "surplus"])
+    assert (done.returncode, done.stdout) == (2, "")

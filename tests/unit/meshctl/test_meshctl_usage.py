@@ -3,10 +3,11 @@
 import re
 from pathlib import Path
 
+import click
 import pytest
 
 import meshctl as package
-from meshctl.main import COMMANDS
+from meshctl.main import COMMANDS, cli
 
 SUBNET = "network create --help"
 
@@ -18,6 +19,13 @@ WRONG = [
     (["network", "lss"], "no such command: meshctl network lss", "did you mean meshctl network ls?"),
     (["-o", "xml", "members"], "--output: 'xml' is not one of 'table', 'json'", "meshctl --help"),
     (["members", "-o", "xml"], "--output: 'xml' is not one of 'table', 'json'", "meshctl members --help"),
+    (["members", "-o"], "option '-o' requires an argument", "meshctl --help, or --help after the command"),
+    ([""], "no such command: meshctl ''", "meshctl --help"),
+    (["init", "--config-dir", ""], "--config-dir: must not be empty", "meshctl init --help"),
+    (["join", "x", "--config-dir="], "--config-dir: must not be empty", "meshctl join --help"),
+    (["lab", "up", "--dir="], "--dir: must not be empty", "meshctl lab up --help"),
+    (["cni", "install", "--dir="], "--dir: must not be empty", "meshctl cni install --help"),
+    (["forget", ""], "HOST: must not be empty", "meshctl forget --help"),
     (["members", "surplus"], "not expected here: surplus", "meshctl members --help"),
     (["events", "--folow"], "no such option: --folow", "did you mean --follow?"),
     (["events", "--zzz"], "no such option: --zzz", "meshctl events --help"),
@@ -130,6 +138,27 @@ def test_help_goes_to_standard_output_and_is_status_0(meshctl, command):
     result = meshctl(*command, "--help")
     assert (result.exit_code, result.stderr) == (0, "")
     assert result.stdout.startswith(f"Usage: {' '.join(['meshctl', *command])} ")
+
+
+def test_help_names_the_variable_that_stands_for_socket(meshctl):
+    assert "[env var: MESHD_SOCKET;" in meshctl("--help").stdout
+
+
+def test_every_option_says_what_it_is_for():
+    def walk(group, context):
+        for name in group.list_commands(context):
+            command = group.get_command(context, name)
+            yield command
+            if isinstance(command, click.Group):
+                yield from walk(command, context)
+
+    mute = [
+        f"{command.name} {param.opts[-1]}"
+        for command in walk(cli, click.Context(cli))
+        for param in command.params
+        if isinstance(param, click.Option) and not param.help
+    ]
+    assert mute == []
 
 
 def test_the_help_of_the_root_names_every_command(meshctl):

@@ -418,6 +418,11 @@ async def test_a_device_that_cannot_be_a_port_is_refused_with_a_hint(site, autoj
     assert (bool(caught.value.hint), site.ports, site.kernel.moves) == (True, [], [])
 
 
+async def test_a_long_time_is_told_in_plain_digits(site, autojump_clock):
+    with pytest.raises(BadRequest, match="3596400 is not 1 to 3600"):
+        await site.add(within=3_596_400.0)
+
+
 @pytest.mark.parametrize("within", [0, -1, 3601, float("nan")])
 async def test_a_time_that_nobody_means(site, autojump_clock, within):
     with pytest.raises(BadRequest, match="confirm_within_s"):
