@@ -91,7 +91,7 @@ def _handed(each: dict[str, Any]) -> str:
 @click.option("--fenced", is_flag=True, help="I have made sure that the host is off, and stays so.")
 @click.pass_obj
 def forget(invocation: Invocation, host: str, fenced: bool) -> None:
-    """Give up HOST (a name or an id), which is off for good.
+    """Give up HOST (a name, an id or the start of one), which is off for good.
 
     Its endpoints go and its addresses go to others, who use them at once: a host that still ran would have the same
     ones. It cannot come back as what it was; with an empty state_dir it joins as a new host.

@@ -18,10 +18,11 @@ from meshd.api.errors import WrongMethod, status_of
 from meshd.api.exchange import NDJSON, Request, Response
 from meshd.api.peers import Access
 from meshd.errors import BadRequest, Forbidden, MeshdError, NotFound
-from meshd.model import text_id
+from meshd.model import HostId, text_id
 from meshd.shell import attach, bridgekeep, bridgeports, bridges, farewell, netupdate, networks
 from meshd.shell.events import Event, Subscription
 from meshd.shell.usecase import ClusterLike
+from meshd.state.lookup import hosts_meant
 from meshd.state.networks import NetworkRequest
 
 
@@ -100,18 +101,18 @@ async def _endpoints(call: Call) -> Response:
     name, host = query.get("network"), query.get("host")
     wanted = views.EndpointFilter(
         network=None if name is None else networks.resolve(call.cluster, name).id,
-        host=None if host is None else _known_host(call.cluster, host),
+        hosts=None if host is None else _known_hosts(call.cluster, host),
         netns_cookie=None if cookie is None else int(cookie),
         boot_id=query.get("boot_id"),
     )
     return Response(body=await views.endpoints(call.cluster, wanted) + b"\n")
 
 
-def _known_host(cluster: ClusterLike, name_or_id: str) -> str:
-    """Return what names a host, or raise NotFound: an empty list would say that it has no endpoints."""
+def _known_hosts(cluster: ClusterLike, name_or_id: str) -> set[HostId]:
+    """Return the hosts meant, or raise NotFound: an empty list would say that it has no endpoints."""
     hosts = {*cluster.members, *cluster.endpoints.hosts()}
-    if any(name_or_id in (cluster.host_name(host), text_id(host)) for host in hosts):
-        return name_or_id
+    if meant := hosts_meant(name_or_id, {host: cluster.host_name(host) for host in hosts}):
+        return meant
     raise NotFound(f"no host {name_or_id[:OBJECT_MAX_CHARS]!r}", "meshctl members lists them")
 
 
@@ -325,7 +326,8 @@ class Api:
                 f"uid {peer.uid} may not use this socket", "become root, or a member of group meshd"
             )
         if route.needs_root and not self.access.may_change(peer):
-            raise Forbidden(f"uid {peer.uid} may look, but not change anything", "become root")
+            what = "see this: it is a secret" if route.method == "GET" else "change anything"
+            raise Forbidden(f"uid {peer.uid} may look, but not {what}", "become root")
 
     def _audit(self, request: Request, route: Route | None, started: float, result: str, error: str) -> None:
         """Write the one line of a change or refusal: who, what, on what, outcome. Never a body: it may hold

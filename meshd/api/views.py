@@ -4,7 +4,7 @@ request.
 
 import heapq
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Set
 from ipaddress import ip_address, ip_network
 
 import msgspec
@@ -35,7 +35,7 @@ from meshd.api.shapes import (
     TokenShape,
 )
 from meshd.config import LISTED_AT_ONCE
-from meshd.model import Endpoint, EndpointId, Item, Network, NetworkId, text_id, text_ip, text_mac
+from meshd.model import Endpoint, EndpointId, HostId, Item, Network, NetworkId, text_id, text_ip, text_mac
 from meshd.plan.objects import Finding
 from meshd.shell import bridges, networks
 from meshd.shell.attach import Attached, mtu_of
@@ -290,12 +290,12 @@ class EndpointFilter:
         self,
         *,
         network: bytes | None = None,
-        host: str | None = None,
+        hosts: Set[HostId] | None = None,
         netns_cookie: int | None = None,
         boot_id: str | None = None,
     ) -> None:
         self.network = network
-        self.host = host
+        self.hosts = hosts
         self.netns_cookie = netns_cookie
         self.boot_id = boot_id
 
@@ -311,13 +311,12 @@ class EndpointFilter:
             found = (id_ for id_ in cluster.attachments if id_ in cluster.endpoints)
         elif self.network is not None:
             found = cluster.endpoints.on(self.network)
-        names = {host: (cluster.host_name(host), text_id(host)) for host in cluster.endpoints.hosts()}
         for endpoint_id in found:
             endpoint, attachment = cluster.endpoints[endpoint_id], cluster.attachments.get(endpoint_id)
             cookie, boot = (attachment.netns_cookie, attachment.boot_id) if attachment else (None, None)
             if (
                 self.network in (None, endpoint.network)
-                and (self.host is None or self.host in names[endpoint.host])
+                and (self.hosts is None or endpoint.host in self.hosts)
                 and self.netns_cookie in (None, cookie)
                 and wanted_boot in (None, boot)
             ):

@@ -89,7 +89,7 @@ def check_name(name: str) -> None:
             f"bridge: {name[:64]!r} cannot be an interface's name",
             "1 to 15 bytes, no /, :, % or space; e.g. br0",
         )
-    if names.is_ours(name):
+    if names.is_ours(name) or name.startswith(names.BRIDGE):  # rules for our bridges name them all by that
         raise BadRequest(f"bridge: {name!r} is named as meshd names its own devices", "choose another name")
 
 

@@ -12,6 +12,7 @@ from meshd.model import Deed, Forgotten, HostId, Item, Kind, Rank, Version, text
 from meshd.shell.usecase import ClusterLike, Farewell, Handed
 from meshd.state.heirs import bequests, heir_of_forgotten, heir_of_leaving, line
 from meshd.state.layout import Layout
+from meshd.state.lookup import hosts_meant
 from meshd.swim.members import Member
 
 
@@ -105,13 +106,14 @@ def _networks(cluster: ClusterLike) -> list[bytes]:
 
 
 def _named(cluster: ClusterLike, host: str) -> Member:
-    """Find a member by id or name. Raises NotFound, or Conflict where several have the name."""
-    named = [m for m in cluster.members.values() if host in (text_id(m.id), m.facts.name)]
+    """Find a member by name, id or the beginning of its id. Raises NotFound, or Conflict where it fits several."""
+    meant = hosts_meant(host, {member.id: member.facts.name for member in cluster.members.values()})
+    named = [cluster.members[each] for each in sorted(meant)]
     if not named:
         raise NotFound(f"no host {host[:64]!r}", "meshctl members lists them")
     if len(named) > 1:
         ids = ", ".join(text_id(member.id) for member in named)
-        raise Conflict(f"{len(named)} hosts are called {host}: {ids}", "say the id")
+        raise Conflict(f"{host} is {len(named)} hosts: {ids}", "say the id")
     return named[0]
 
 

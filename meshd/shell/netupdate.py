@@ -41,6 +41,8 @@ async def update_network(cluster: ClusterLike, name_or_id: str, wanted: NetworkU
         raise BadRequest(
             "a gateway without a subnet", "a subnet's gateway is chosen when the subnet is added"
         )
+    if name_or_id in networks.UNMANAGED:
+        raise BadRequest(f"network {name_or_id} cannot be changed: it has neither addresses nor labels")
     item = networks.resolve(cluster, name_or_id)
     network = networks.facts(item)
     if network.removing:
@@ -54,7 +56,7 @@ async def update_network(cluster: ClusterLike, name_or_id: str, wanted: NetworkU
             await cluster.commit([_relabelled(cluster, item, labels)])
     if prefixes and networks.is_local(item):
         await cluster.reconciler.settled()
-    return networks.resolve(cluster, item.id.hex())
+    return networks.by_id(cluster, item.id)
 
 
 def _labels(network: Network, wanted: NetworkUpdate) -> dict[str, str]:

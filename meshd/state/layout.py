@@ -198,6 +198,11 @@ class Layout(msgspec.Struct, frozen=True):
         indices = {self.index_of(ip): ip for ip in ips}
         if len(indices) > 1:
             told = " and ".join(_text(ip) for ip in indices.values())
+            if len({parse_address(ip).version for ip in indices.values()}) < len(indices):
+                raise BadRequest(
+                    f"{told} are too many: an endpoint has one address of a family on network {self.name}",
+                    "give one --ip, or one for IPv4 and one for IPv6",
+                )
             index = next(iter(indices))
             goes = ", ".join(text.partition("/")[0] for text in self.texts(index))
             raise BadRequest(

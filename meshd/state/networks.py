@@ -16,7 +16,7 @@ from meshd.config import (
     PoolSettings,
 )
 from meshd.errors import BadRequest, Conflict
-from meshd.model import HostFacts, HostId, Item, Kind, Network, NetworkId
+from meshd.model import ID_BYTES, HostFacts, HostId, Item, Kind, Network, NetworkId
 from meshd.state import vips
 from meshd.state.encap import plan_mtu, plan_vni
 from meshd.state.lan import LAN_DRIVERS, MODES, SHIM_MODES, article, plan_options
@@ -25,6 +25,7 @@ from meshd.state.pools import Taken, default_v4, default_v6, prefix_taken
 from meshd.state.subnets import Wanted, check_free, lay_out, parse_subnets
 
 NAME = re.compile(r"[a-z0-9][a-z0-9_.-]{0,62}")
+ID = re.compile(f"[0-9a-f]{{{2 * ID_BYTES}}}")
 BUILTIN_NAMES = ("none", "host", "bridge")
 """Always there; nobody makes or removes them."""
 
@@ -240,6 +241,8 @@ def _check_name(name: str, networks: Sequence[Item], *, builtin: bool) -> None:
         )
     if name in BUILTIN_NAMES and not builtin:
         raise BadRequest(f"network name {name} is reserved: it always exists", "choose another name")
+    if ID.fullmatch(name):  # it could be another network's, and whoever gives that id would get this one
+        raise BadRequest(f"network name {name} has the form of an id", "choose another name")
     for item in networks:
         if isinstance(item.body, Network) and item.body.name == name:
             state = (

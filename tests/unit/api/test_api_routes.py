@@ -84,6 +84,7 @@ async def test_who_may_call_what(who, route):
     assert (status == 403) is not allowed
     if not allowed:
         assert document["code"] == "forbidden"
+        assert ("it is a secret" in document["error"]) == (reads and route.pattern == "/v1/token")
         (line,) = site.log.lines
         assert (line["uid"], line["pid"], line["result"]) == (peer.uid, peer.pid, "forbidden")
 
@@ -279,6 +280,7 @@ async def test_endpoints_are_filtered_and_stale_while_their_host_is_failed():
     assert await names("?network=blue") == [("far", "up"), ("web", "up")]
     assert await names("?host=host2") == [("far", "up")]
     assert await names(f"?host={one.me.hex()}") == [("web", "up"), ("db", "up")]
+    assert await names(f"?host={one.me.hex()[:8]}") == [("web", "up"), ("db", "up")]
     assert await names(f"?netns_cookie=7&boot_id={BOOT}") == [("web", "up"), ("db", "up")]
     assert await names("?netns_cookie=7") == [("web", "up"), ("db", "up")]
     assert await names("?netns_cookie=8") == []

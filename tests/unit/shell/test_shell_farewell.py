@@ -128,9 +128,20 @@ async def test_what_is_refused_names_the_reason_and_changes_nothing():
     assert "--fenced" in caught.value.hint
     twin = MemberFacts("host3", bytes((192, 0, 2, 9)), 7947, b"t" * 16)
     one.members[b"t" * 16] = Member(b"t" * 16, Version(1, Rank.FAILED, b"t" * 16), twin)
-    with pytest.raises(Conflict, match="2 hosts are called host3"):
+    with pytest.raises(Conflict, match="host3 is 2 hosts: "):
         await forget(one, ForgetRequest("host3", fenced=True))
+    with pytest.raises(NotFound):
+        await forget(one, ForgetRequest(world.hosts[1].me.hex()[:3], fenced=True))
     assert one.forgotten == {}
+
+
+async def test_the_beginning_of_an_id_as_members_shows_it_names_a_host():
+    world = World(2)
+    await blue(world)
+    one, two = world.hosts
+    fail(world, 1)
+    await forget(one, ForgetRequest(two.me.hex()[:8], fenced=True))
+    assert [*one.forgotten] == [two.me]
 
 
 async def test_a_host_that_must_not_allocate_takes_nothing_over():

@@ -113,6 +113,12 @@ async def test_what_cannot_be_done_is_refused_by_whoever_is_asked_with_nothing_c
     assert [dict(host.networks) for host in world.hosts] == before
 
 
+@pytest.mark.parametrize("name", ["none", "host"])
+async def test_what_is_only_a_name_is_not_changed(name):
+    with pytest.raises(BadRequest, match=f"network {name} cannot be changed"):
+        await update_network(World(1).hosts[0], name, NetworkUpdate(labels={"a": "b"}))
+
+
 async def test_without_the_networks_creator_no_subnet_is_added_and_it_is_named():
     world = World(3)
     await made(world, "10.1.0.0/24")

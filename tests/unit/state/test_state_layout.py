@@ -91,6 +91,13 @@ def test_two_addresses_with_different_numbers_do_not_go_together():
     assert caught.value.hint == "with 10.1.0.9 goes 10.1.0.9, fd00:1::9"
 
 
+def test_two_addresses_of_one_family_are_too_many():
+    with pytest.raises(BadRequest) as caught:
+        laid(V4, V6).index_of_all(["10.1.0.9", "10.1.0.10"])
+    assert "10.1.0.9 and 10.1.0.10 are too many: an endpoint has one address of a family" in caught.value.what
+    assert caught.value.hint == "give one --ip, or one for IPv4 and one for IPv6"
+
+
 def test_own_address_broadcast_gateways_and_exclusions_are_reserved_with_their_reason():
     dual = space(V4, Subnet("fd00:1::/64", "fd00:1::5"), exclude=("10.1.0.7", "fd00:1::8", "10.1.0.7"))
     assert {index: dual.why_reserved(index) for index in dual.reserved} == {

@@ -4,7 +4,7 @@ import pytest
 
 from meshd.errors import Conflict, NotFound
 from meshd.model import Item, Kind, Network, Removed, Subnet, Version
-from meshd.state.lookup import display_names, resolve
+from meshd.state.lookup import display_names, hosts_meant, resolve
 
 
 def net(hex_id, name, kind=Kind.NETWORK):
@@ -79,3 +79,16 @@ def test_a_beginning_that_fits_several_names_them():
         resolve("ab12", ALL)
     assert caught.value.what == "ab12 is the beginning of 2 network ids"
     assert caught.value.hint == "one of blue~ab120 (ab1200000000), blue~ab12f (ab12ff000000)"
+
+
+def test_a_host_is_meant_by_its_name_its_id_or_the_beginning_of_that():
+    one, two, three = (bytes.fromhex(text.ljust(32, "0")) for text in ("abcd1234", "abcd99", "0123"))
+    names = {one: "host1", two: "twin", three: "twin"}
+    assert hosts_meant("host1", names) == {one}
+    assert hosts_meant(one.hex(), names) == hosts_meant("ABCD1234", names) == {one}
+    assert hosts_meant("twin", names) == {two, three}
+    assert hosts_meant("abcd", names) == {one, two}
+    assert hosts_meant("abc", names) == hosts_meant("", names) == hosts_meant("nobody", names) == set()
+    assert hosts_meant("abcd", {**names, three: "abcd"}) == {three}, (
+        "a name goes before the beginning of an id"
+    )

@@ -142,6 +142,7 @@ REFUSED = [
     ({"name": "-a"}, BadRequest, "network name '-a' is not allowed"),
     ({"name": "blue~ab12"}, BadRequest, "network name 'blue~ab12' is not allowed"),
     ({"name": "x" * 64}, BadRequest, f"network name '{'x' * 64}' is not allowed"),
+    ({"name": "0a" * 16}, BadRequest, f"network name {'0a' * 16} has the form of an id"),
     ({"name": "none"}, BadRequest, "network name none is reserved: it always exists"),
     ({"name": "host"}, BadRequest, "network name host is reserved: it always exists"),
     ({"name": "bridge", "driver": "bridge"}, BadRequest, "network name bridge is reserved: it always exists"),
