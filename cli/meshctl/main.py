@@ -65,7 +65,11 @@ COMMANDS: dict[str, tuple[str, str]] = {
 )
 @click.pass_context
 def cli(ctx: click.Context, socket: str, output: str) -> None:
-    """Networks for containers and processes across hosts, without a central store."""
+    """Networks for containers and processes across hosts, without a central store.
+
+    Exit status: 0 done, 1 refused or failed, 2 wrong usage, 3 daemon not reachable. Errors are lines "error: ..." and
+    "hint: ..." on standard error.
+    """
     if not socket:
         raise WrongUsage("--socket: must not be empty", "meshctl --help")
     ctx.obj = Invocation(socket, "json" if output == "json" else "table")
