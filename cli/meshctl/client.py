@@ -21,6 +21,7 @@ from meshctl.errors import Failed, Unreachable, reason
 ANSWER_S = 30.0  # the daemon gives up on its peers and its disk well before
 EVENT_MAX_BYTES = 1024 * 1024  # a longer line is not one of the daemon's
 TIMEVAL = struct.Struct("@ll")
+UCRED = struct.Struct("@iII")  # pid, uid, gid: linux/socket.h
 SAFE_METHODS = ("GET", "HEAD")
 
 HINTS: dict[int, str] = {
@@ -85,6 +86,20 @@ class Client:
             raise refusal(response.status, document)
         return response.status, document
 
+    def has_our_pids(self) -> bool:
+        """Say whether the daemon knows processes by the ids that they have here, so that one can be named to it. It, or
+        the service manager that made its socket, has to be seen in this process's PID namespace. Raises Unreachable."""
+        connection = self._connected()
+        try:
+            credentials = connection.sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, UCRED.size)
+        finally:
+            connection.close()
+        try:
+            its = os.stat(f"/proc/{UCRED.unpack(credentials)[0]}/ns/pid")
+            return os.path.samestat(its, os.stat("/proc/self/ns/pid"))
+        except OSError:
+            return False
+
     def text(self, where: str) -> str:
         """GET a page that is not JSON, ``where`` its whole path. Raises as ``ask`` does."""
         connection = self._send("GET", where, None)
@@ -116,7 +131,7 @@ class Client:
         finally:
             connection.close()
 
-    def _send(self, method: str, where: str, body: Mapping[str, Any] | None) -> http.client.HTTPConnection:
+    def _connected(self) -> _UnixConnection:
         connection = _UnixConnection(self.path)
         try:
             connection.connect()
@@ -127,6 +142,10 @@ class Client:
                 why = "a socket's path has at most 107 bytes" if error.errno is None else "it is not a socket"
                 raise Unreachable(f"{what}: {why}", NAMES_IT) from None
             raise Unreachable(f"{what}: {reason(error)}", HINTS.get(error.errno, "")) from None
+        return connection
+
+    def _send(self, method: str, where: str, body: Mapping[str, Any] | None) -> http.client.HTTPConnection:
+        connection = self._connected()
         headers = {"Accept": "application/json"}
         payload = None
         if body is not None:

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from meshctl import plumb as plumbing
+from meshctl.client import Client
 from meshctl.errors import Failed
 
 pytestmark = [
@@ -116,6 +117,53 @@ def test_attach_moves_names_and_configures_the_link(daemon, meshctl, pair):
     assert (route["gateway"], route["dev"]) == ("10.1.0.1", "eth0")
 
 
+def test_the_daemon_is_given_a_thread_in_the_namespace_where_the_link_is_born(daemon, meshctl, site):
+    def make(request):
+        pid = str(request.body["netns"]["pid"])
+        ip(
+            "link",
+            "add",
+            site.host_end,
+            "up",
+            "type",
+            "veth",
+            "peer",
+            "name",
+            "eth0",
+            "address",
+            MAC,
+            "netns",
+            pid,
+        )
+        return 201, site.endpoint()
+
+    daemon.answers["POST /v1/endpoints"] = make
+    result = meshctl("attach", "blue", "--netns", site.netns)
+    assert (result.exit_code, result.stderr) == (0, "")
+    assert site.addresses() == {"10.1.0.2/20"}
+    assert {"UP", "LOWER_UP"} <= set(site.inner("link", "show", "dev", "eth0")[0]["flags"])
+
+
+def test_a_daemon_that_knows_other_process_ids_is_given_none(daemon, meshctl, pair, monkeypatch):
+    monkeypatch.setattr(Client, "has_our_pids", lambda _: False)
+    daemon.answers["POST /v1/endpoints"] = (201, pair.endpoint())
+    assert meshctl("attach", "blue", "--netns", pair.netns).exit_code == 0
+    assert daemon.requests[0].body["netns"].keys() == {"cookie", "path"}
+    assert pair.addresses() == {"10.1.0.2/20"}
+
+
+@pytest.mark.parametrize("seen", [True, False])
+def test_process_ids_are_the_daemons_where_both_are_in_one_pid_namespace(daemon, seen):
+    command = [
+        sys.executable,
+        "-c",
+        f"import meshctl.client as c; print(c.Client({str(daemon.path)!r}).has_our_pids())",
+    ]
+    apart = [] if seen else ["unshare", "--pid", "--fork", "--mount-proc"]
+    done = subprocess.run([*apart, *command], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == str(seen)
+
+
 def test_without_ipv6_the_link_has_no_link_local_address(daemon, meshctl, pair):
     daemon.answers["POST /v1/endpoints"] = (201, pair.endpoint())
     assert meshctl("attach", "blue", "--netns", pair.netns).exit_code == 0
@@ -169,7 +217,7 @@ def test_the_daemon_is_told_which_namespace_it_is_and_what_is_wanted(daemon, mes
     assert asked.body == {
         "network": "blue", "name": "web", "aliases": ["w", "www"], "ips": ["10.1.0.2"], "mac": MAC, "ifname": "net1",
         "published": ["8080:80", "[2001:db8::1]:53:53/udp"],
-        "netns": {"cookie": int(inside.stdout), "path": path},
+        "netns": {"cookie": int(inside.stdout), "path": path, "pid": asked.body["netns"]["pid"]},
     }  # fmt: skip
 
 
