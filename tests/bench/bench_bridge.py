@@ -1,10 +1,10 @@
 """Networks on one host beside what ip(8) alone makes of the same devices, and what an attach costs beside the kernel.
 
-    python tests/bench/bench_bridge.py [--rounds 5] [--attaches 40]
+    python tests/bench/bench_bridge.py [--rounds 15] [--attaches 40]
 
 Throughput: two containers on a bridge network beside two on a bridge made by hand with the same veths, and two on a
-macvlan network beside two macvlans made by hand; those by hand are in a namespace without any firewall. They take turns
-in the same run; ratios are per round. Attach: the daemon's answer to POST /v1/endpoints, beside the time that its very
+macvlan network beside two macvlans made by hand; those by hand are in a namespace without any firewall. br_netfilter is
+off but where it says otherwise. Attach: the daemon's answer to POST /v1/endpoints, beside the time that its very
 requests spend in the kernel's system calls (the same devices, rows and elements in a namespace of their own), and beside
 what its one fdatasync takes there. A macvlan's attach asks the LAN for the address first, for as long as RFC 5227 makes
 it: that is shown apart. Prints; asserts nothing.
@@ -23,9 +23,9 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "kernel"))
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from bench_overlay import Pair
 from benchlib import Unix, show
 from conftest import Netns
+from pairs import MESHD, ROUNDS, Pair, br_netfilter, compare, processor
 
 from meshctl import labnet
 from meshctl.labcluster import Lab
@@ -41,7 +41,6 @@ from meshd.plan.diff import diff
 from meshd.plan.objects import Link
 from tests.plan_world import A, World
 
-TO_REACH = 0.98
 HAND = "10.98.0"
 NETWORK, MARK = bytes(range(16)), "c1c2c3c4"
 KINDS = ("bridge", "overlay", "macvlan")
@@ -84,22 +83,18 @@ def ours(lab: Lab, network: str) -> tuple[list[str], list[str]]:
     return ends, [one["ips"][0].partition("/")[0] for one in made]
 
 
-def beside(what: str, meshd: Pair, hand: Pair, rounds: int) -> None:
+def beside(what: str, ends: dict[str, Pair], namespaces: list[str], folder: Path, rounds: int) -> None:
     """Take turns and print medians and ratios."""
+    if br_netfilter(namespaces, on=True) and what == "bridge":
+        for kind in ("udp", "tcp"):
+            processor(kind, ends, folder, note="br_netfilter on")
+    br_netfilter(namespaces, on=False)
+    for kind in ("udp", "tcp"):
+        processor(kind, ends, folder, note=what)
     for streams in (1, 4):
-        mesh, by_hand, ratios = [], [], []
-        for number in range(rounds):
-            first, second = (meshd, hand) if number % 2 else (hand, meshd)
-            got = {first: first.tcp(streams), second: second.tcp(streams)}
-            mesh.append(got[meshd])
-            by_hand.append(got[hand])
-            ratios.append(got[meshd] / got[hand])
-        print(
-            f"{what}, TCP, {streams} stream{'s' if streams > 1 else ' '}  meshd {statistics.median(mesh):7.2f}  "
-            f"by hand {statistics.median(by_hand):7.2f} Gbit/s  ratio median {statistics.median(ratios):.3f} "
-            f"({min(ratios):.3f}..{max(ratios):.3f}) n={rounds}  to reach: {TO_REACH}",
-            flush=True,
-        )  # fmt: skip
+        compare(
+            f"{what}, TCP, {streams} streams", "Gbit/s", ends, lambda pair, n=streams: pair.tcp(n), rounds
+        )
 
 
 # --- attach -------------------------------------------------------------------------------------------------------
@@ -212,7 +207,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--rounds", type=int, default=ROUNDS)
     parser.add_argument("--attaches", type=int, default=40)
     told = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="meshd-bench-") as folder, contextlib.ExitStack() as stack:
@@ -222,14 +217,19 @@ def main() -> None:
         labnet.batch(host.ns, ["link add w0 type veth peer name w1", "link set w0 up", "link set w1 up"])
         for kind in KINDS:
             host.json("network", "create", kind[:-1], "-d", kind, *(LAN if kind == "macvlan" else ()))
-        shapes = (("bridge ", "bridge", bridge_by_hand), ("macvlan", "macvlan", macvlan_by_hand))
-        for what, kind, by_hand in shapes:
-            with contextlib.ExitStack() as pairs:
-                both = []
-                for ends, addresses in (ours(lab, kind[:-1]), by_hand(lab)):
-                    both.append(Pair(ends[0], ends[1], addresses[1]))
-                    pairs.callback(both[-1].close)
-                beside(what, *both, told.rounds)
+        shapes = (
+            ("bridge", bridge_by_hand, "handhost"),
+            ("macvlan", macvlan_by_hand, "maclan"),
+        )
+        for kind, by_hand, by_hands_host in shapes:
+            with contextlib.ExitStack() as held:
+                pairs = {}
+                made = (ours(lab, kind[:-1]), by_hand(lab))
+                for name, (ends, addresses) in zip((MESHD, "by hand, no firewall"), made, strict=True):
+                    pairs[name] = Pair(ends[0], ends[1], addresses[1])
+                    held.callback(pairs[name].close)
+                namespaces = [host.ns, labnet.container_namespace(lab.id, by_hands_host)]
+                beside(kind, pairs, namespaces, Path(folder), told.rounds)
         probe_ms = 1000 * LAN_PROBES * LAN_PROBE_WAIT_S
         show("one fdatasync", sync := syncs(Path(folder), told.attaches), "ms")
         for kind in KINDS:

@@ -1,31 +1,50 @@
-"""The data plane beside a hand-built one of the same shape: bridge, vxlan (nolearning, suppression), veth, in the
-same two host namespaces, at the same time, taking turns. Ratios are per round: meshd over hand-built. Prints;
-asserts nothing.
+"""The data plane beside a hand-built one of the same shape: bridge, vxlan (nolearning, suppression), veth; once on two hosts
+of their own on the same LAN, without any firewall and so without conntrack, and once in the very hosts of meshd, whose
+tables and conntrack its packets then pass too. Prints; asserts nothing.
+
+    python tests/bench/bench_overlay.py [--rounds 15]
 """
 
+import argparse
 import contextlib
-import json
-import re
-import statistics
 import subprocess
 import tempfile
-import time
-from collections.abc import Callable
+from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
+
+from pairs import MESHD, ROUNDS, Pair, br_netfilter, compare, processor
 
 from meshctl import labnet
 from meshctl.labcluster import Lab
-from meshctl.labhost import Host
 
-ROUNDS = 5
-SECONDS = 3
 VNI, SUBNET = 42, "10.99.0"
-SERVER_PORT = 5201
 
 
-def build_by_hand(lab: Lab, hosts: list[Host]) -> list[str]:
-    """Make the same thing with ip(8) and bridge(8); returns the containers' namespaces."""
-    names = [lab.container(f"hand{number}") for number in range(2)]
+class Site(NamedTuple):
+    """A namespace that stands for a host, and its address on the LAN."""
+
+    ns: str
+    address: str
+
+
+def bare_hosts(lab: Lab) -> list[Site]:
+    """Make two hosts on the lab's LAN with nothing on them."""
+    made = []
+    for number in (101, 102):
+        ns = lab.container(f"bare{number}")
+        labnet.batch(
+            lab.lan,
+            [f"link add p{number} type veth peer name eth0 netns {ns}", f"link set p{number} master br0 up"],
+        )
+        labnet.batch(ns, ["link set eth0 up", f"addr add {labnet.address(number)}/24 dev eth0"])
+        made.append(Site(ns, labnet.address(number)))
+    return made
+
+
+def build_by_hand(lab: Lab, hosts: Sequence[Site], prefix: str) -> Pair:
+    """Make the same thing with ip(8) and bridge(8). ``prefix``: of the containers' names."""
+    names = [lab.container(f"{prefix}{number}") for number in range(2)]
     macs = [f"02:99:00:00:00:0{number + 1}" for number in range(2)]
     for number, (host, name) in enumerate(zip(hosts, names, strict=True)):
         other = 1 - number
@@ -53,7 +72,7 @@ def build_by_hand(lab: Lab, hosts: list[Host]) -> list[str]:
         labnet.batch(
             name, ["link set lo up", "link set hp0 up", f"addr add {SUBNET}.{number + 1}/24 dev hp0"]
         )
-    return names
+    return Pair(*names, f"{SUBNET}.2")
 
 
 def bridge(namespace: str, command: str) -> None:
@@ -61,63 +80,13 @@ def bridge(namespace: str, command: str) -> None:
     subprocess.run(["ip", "netns", "exec", namespace, "bridge", *command.split()], check=True)
 
 
-class Pair:
-    """Two containers: ``client`` sends to ``address``, where an iperf3 server runs."""
-
-    def __init__(self, client: str, server: str, address: str) -> None:
-        self.client = client
-        self.address = address
-        self.server = subprocess.Popen(
-            ["ip", "netns", "exec", server, "iperf3", "-s", "-p", str(SERVER_PORT)],
-            stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-        )  # fmt: skip
-
-    def close(self) -> None:
-        """Stop the server."""
-        self.server.terminate()
-        self.server.wait()
-
-    def _iperf(self, *flags: str) -> dict:
-        command = [
-            "ip",
-            "netns",
-            "exec",
-            self.client,
-            "iperf3",
-            "-c",
-            self.address,
-            "-p",
-            str(SERVER_PORT),
-            "-J",
-        ]
-        for _ in range(20):
-            done = subprocess.run(
-                [*command, "-t", str(SECONDS), *flags], capture_output=True, text=True, check=False
-            )
-            result = json.loads(done.stdout)
-            if "error" not in result:
-                return result["end"]
-            time.sleep(0.2)
-        raise RuntimeError(result["error"])
-
-    def tcp(self, streams: int) -> float:
-        """Return received Gbit/s."""
-        return self._iperf("-P", str(streams))["sum_received"]["bits_per_second"] / 1e9
-
-    def udp(self) -> float:
-        """Return received thousands of 64-byte packets a second."""
-        end = self._iperf("-u", "-b", "0", "-l", "64")["sum"]
-        return (end["packets"] - end["lost_packets"]) / end["seconds"] / 1e3
-
-    def ping(self) -> float:
-        """Return the mean round trip of 500 pings, in us."""
-        command = ["ip", "netns", "exec", self.client, "ping", "-q", "-c", "500", "-i", "0.002", self.address]
-        out = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-        return 1000 * float(re.search(r"= [\d.]+/([\d.]+)/", out)[1])
-
-
 def main() -> None:
     """Take turns and print medians and ratios."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--rounds", type=int, default=ROUNDS)
+    rounds = parser.parse_args().rounds
     with tempfile.TemporaryDirectory(prefix="meshd-bench-") as folder, contextlib.ExitStack() as stack:
         lab = Lab.up(2, Path(folder) / "lab")
         stack.callback(lab.down)
@@ -131,31 +100,27 @@ def main() -> None:
         ]
         for host, end in zip(hosts, reversed(ends), strict=True):
             host.wait_rows(end["mac"])
-        meshd = Pair(ours[0], ours[1], ends[1]["ips"][0].partition("/")[0])
-        stack.callback(meshd.close)
-        by_hand_names = build_by_hand(lab, hosts)
-        hand = Pair(by_hand_names[0], by_hand_names[1], f"{SUBNET}.2")
-        stack.callback(hand.close)
-        tests: list[tuple[str, str, Callable[[Pair], float], bool]] = [
-            ("TCP, 1 stream", "Gbit/s", lambda pair: pair.tcp(1), False),
-            ("TCP, 4 streams", "Gbit/s", lambda pair: pair.tcp(4), False),
-            ("UDP, 64 bytes", "kpps", Pair.udp, False),
-            ("ping, mean round trip", "us", Pair.ping, True),
-        ]
-        for what, unit, measure, less_is_better in tests:
-            mesh, by_hand, ratios = [], [], []
-            for number in range(ROUNDS):
-                first, second = (meshd, hand) if number % 2 else (hand, meshd)
-                got = {first: measure(first), second: measure(second)}
-                mesh.append(got[meshd])
-                by_hand.append(got[hand])
-                ratios.append(got[hand] / got[meshd] if less_is_better else got[meshd] / got[hand])
-            print(
-                f"{what:<24} meshd {statistics.median(mesh):8.2f}  by hand {statistics.median(by_hand):8.2f} {unit:<7}"
-                f" ratio median {statistics.median(ratios):.3f} ({min(ratios):.3f}..{max(ratios):.3f})"
-                f" n={ROUNDS}  to reach: 0.98",
-                flush=True,
-            )
+        bare, own = bare_hosts(lab), [Site(host.ns, host.address) for host in hosts]
+        pairs = {
+            MESHD: Pair(*ours, ends[1]["ips"][0].partition("/")[0]),
+            "by hand, no firewall": build_by_hand(lab, bare, "bare"),
+            "by hand, on meshd's hosts": build_by_hand(lab, own, "hand"),
+        }
+        for pair in pairs.values():
+            stack.callback(pair.close)
+        namespaces = [site.ns for site in (*bare, *own)]
+        for on in (False, True):
+            if not br_netfilter(namespaces, on=on) and on:
+                continue
+            print(f"br_netfilter {'on' if on else 'off'}")
+            for kind in ("udp", "tcp"):
+                processor(kind, pairs, Path(folder))
+        br_netfilter(namespaces, on=False)
+        print("br_netfilter off")
+        for streams in (1, 4):
+            compare(f"TCP, {streams} streams", "Gbit/s", pairs, lambda pair, n=streams: pair.tcp(n), rounds)
+        compare("UDP, 64 bytes", "kpps", pairs, Pair.udp, rounds)
+        compare("ping, mean round trip", "us", pairs, Pair.ping, rounds, less_is_better=True)
 
 
 if __name__ == "__main__":
