@@ -44,7 +44,7 @@ bench: setup  ## figures, measured on this machine
 	@shopt -s nullglob; for script in tests/bench/bench_*.py; do echo "== $$script"; $(BIN)/python "$$script"; done
 
 soak: setup  ## long simulations, many more generated examples, daemons killed at random
-	@MESHD_SOAK=1 $(BIN)/python -m pytest -q -p no:cacheprovider tests/sim tests/unit tests/lab/test_lab_healing.py tests/lab/test_lab_bridge.py $(ARGS)
+	@MESHD_SOAK=1 $(BIN)/python -m pytest -q -p no:cacheprovider tests/sim tests/unit tests/lab/test_lab_healing.py tests/lab/test_lab_bridge.py tests/lab/test_lab_crash.py tests/lab/test_lab_monkey.py tests/lab/test_lab_soak.py $(ARGS)
 
 deb:  ## build dist/meshd_VERSION_ARCH.deb, which installs without a network
 	@systemd/deb/build

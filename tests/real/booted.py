@@ -13,7 +13,7 @@ import signal
 import subprocess
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -49,9 +49,9 @@ exec "$@"
 """Run a command in a control group of its own in every hierarchy: nspawn takes over the group that it is in."""
 
 
-def install_tools() -> None:
-    """Install what makes and boots a host, where it is missing."""
-    missing = [package for tool, package in TOOLS.items() if shutil.which(tool) is None]
+def install_tools(tools: Mapping[str, str] = TOOLS) -> None:
+    """Install ``tools`` (command: package), by default what makes and boots a host, where they are missing."""
+    missing = [package for tool, package in tools.items() if shutil.which(tool) is None]
     if missing:
         done = subprocess.run(
             ["apt-get", "install", "-y", "--no-install-recommends", *missing],

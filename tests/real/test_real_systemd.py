@@ -3,13 +3,14 @@ purge. README's quickstart on fresh hosts: test_real_quickstart.py."""
 
 import json
 import re
+import subprocess
 import time
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
 import pytest
-from booted import BootedHost, BootedLan, wait_for
+from booted import BootedHost, BootedLan, install_tools, wait_for
 from bootedmesh import (
     NEXT,
     UNIT_S,
@@ -65,6 +66,14 @@ def test_a_fresh_installation_has_its_user_its_settings_and_one_cluster(lan: Boo
             "660 root:meshd", "600 meshd:meshd", "640 root:meshd"
         ]  # fmt: skip
         assert host.run("meshd", "--config", "/nowhere", "--check", check=False).returncode == 2
+
+
+def test_lintian_finds_no_error_in_the_package(packages: dict[str, Path]) -> None:
+    install_tools({"lintian": "lintian"})
+    done = subprocess.run(
+        ["lintian", "--fail-on", "error", str(packages[VERSION])], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stdout
 
 
 def test_the_journal_has_the_logs_fields(lan: BootedLan) -> None:
