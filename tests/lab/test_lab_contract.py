@@ -289,4 +289,5 @@ def test_every_command_there_is_is_in_a_table_of_these_tests() -> None:
     from meshctl.main import COMMANDS as KNOWN
 
     here = "".join(path.read_text() for path in Path(__file__).parent.glob("test_lab_*.py"))
-    assert [name for name in KNOWN if not re.search(rf'"{name}\b', here)] == []
+    elsewhere = {"install", "uninstall"}  # no daemon's: test_meshctl_install.py and test_real_systemd_pip.py
+    assert [name for name in KNOWN if name not in elsewhere and not re.search(rf'"{name}\b', here)] == []

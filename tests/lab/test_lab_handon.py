@@ -1,6 +1,7 @@
 """Addresses that are handed on among four hosts: a chain goes by way of the block's owner, and space is used once those
 to whom it may come back have it on disk."""
 
+import re
 import itertools
 import json
 from collections.abc import Iterator
@@ -82,7 +83,8 @@ def test_what_is_handed_on_while_an_heir_is_down_waits_for_it_by_name_and_the_re
     assert refused.startswith(
         "error: 10.92.0.9 of network red was handed on to this host and may not be used yet: "
     )
-    assert f"{heir.name}, to whom it may come back" in refused
+    # On a busy machine another may not have said so in time either.
+    assert re.search(rf" {heir.name},.* to whom it may come back, must have that on disk first", refused)
     second, _ = attach(lab4, taker, "red")
     assert isinstance(second, dict), "its own space is used all the while"
     taker.kill()
