@@ -1,9 +1,9 @@
 """Addresses that are handed on among four hosts: a chain goes by way of the block's owner, and space is used once those
 to whom it may come back have it on disk."""
 
-import re
 import itertools
 import json
+import re
 from collections.abc import Iterator
 from typing import Any
 
