@@ -75,7 +75,8 @@ def main() -> int:
     except Fail as error:
         status, output = 1, told(config, error)
     except OSError as error:
-        status, output = 1, told(config, Fail(IO, f"{error.strerror or error}"))
+        where = f"{error.filename}: " if error.filename else ""
+        status, output = 1, told(config, Fail(IO, f"{where}{error.strerror or error}"))
     while output:
         output = output[posix.write(1, output) :]
     return status

@@ -17,7 +17,7 @@ from meshd.api.body import decode
 from meshd.api.errors import WrongMethod, status_of
 from meshd.api.exchange import NDJSON, Request, Response
 from meshd.api.peers import Access
-from meshd.errors import BadRequest, Forbidden, MeshdError, NotFound
+from meshd.errors import BadRequest, ConfigError, Forbidden, MeshdError, NotFound
 from meshd.model import HostId, text_id
 from meshd.shell import attach, bridgekeep, bridgeports, bridges, farewell, netupdate, networks
 from meshd.shell.events import Event, Subscription
@@ -217,7 +217,10 @@ async def _token(call: Call) -> Response:
 async def _reload(call: Call) -> Response:
     if call.request.body:
         decode(call.request.body, shapes.EmptyShape)
-    return _json(call.cluster.reload())
+    try:
+        return _json(call.cluster.reload())
+    except ConfigError as error:
+        raise ConfigError(f"{error.what}; nothing was changed", error.hint) from None
 
 
 def _draining(draining: bool) -> Handler:

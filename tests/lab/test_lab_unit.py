@@ -226,6 +226,7 @@ def test_a_reload_of_a_wrong_file_changes_nothing_and_says_what_is_wrong(
         done = host.meshctl("reload")
         assert (done.returncode, done.stdout) == (1, "")
         assert error in done.stderr
+        assert done.stderr.splitlines()[0].endswith("; nothing was changed")
         os.kill(host.pid, signal.SIGHUP)
         said = manager.until("READY=1")
         assert "RELOADING=1" in said

@@ -172,6 +172,7 @@ def test_nothing_is_written_through_a_link(run, tmp_path):
     (tmp_path / "run" / QUEUE).symlink_to(tmp_path / "elsewhere")
     status, told, _ = run("DEL")
     assert (status, told["code"]) == (1, 5)
+    assert told["msg"].startswith(f"{tmp_path / 'run' / QUEUE}: ")
     assert list((tmp_path / "elsewhere").iterdir()) == []
 
 
