@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from prometheus_client.core import Metric
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
-KINDS = ("link", "addr", "nexthop", "fdb", "neigh", "nft")
+KINDS = ("link", "addr", "route", "nexthop", "fdb", "neigh", "nft")
 """What can be repaired: objects as plan/wording.py calls them."""
 REFUSED = "refused "
 """What node.Node.counters' keys start with where a message was refused; the rest says why."""

@@ -26,7 +26,8 @@ def test_every_figure_is_there_under_its_name():
     families, samples = page(here)
     assert samples == samples | {
         ("meshd_members", "alive"): 2, ("meshd_members", "failed"): 1, ("meshd_members", "left"): 0,
-        ("meshd_repairs_total", "fdb"): 6, ("meshd_repairs_total", "link"): 0, ("meshd_kernel_missing",): 1,
+        ("meshd_repairs_total", "fdb"): 6, ("meshd_repairs_total", "link"): 0, ("meshd_repairs_total", "route"): 0,
+        ("meshd_kernel_missing",): 1,
         ("meshd_kernel_stale",): 0, ("meshd_kernel_drift",): 1, ("meshd_loop_lag_seconds",): 0.0015,
         ("meshd_loop_lag_worst_seconds",): 0.25, ("meshd_datagrams_sent_total",): 7, ("meshd_ready",): 1,
         ("meshd_datagrams_received_total",): 8, ("meshd_refused_total", "tag"): 3, ("meshd_syncs_total",): 2,
