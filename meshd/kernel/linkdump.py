@@ -90,6 +90,11 @@ def get_numbered(index: int) -> bytes:
     return frames.request(RTM_GETLINK, 0, IFINFOMSG.pack(0, 0, index, 0, 0) + _NO_STATS)
 
 
+def index_of(message: bytes) -> int:
+    """Read the ifindex alone of one RTM_NEWLINK message, header included."""
+    return int(IFINFOMSG.unpack_from(message, frames.HEADER_BYTES)[2])
+
+
 def parse(chunk: bytes, start: int, end: int) -> Seen:
     """Read one RTM_NEWLINK message, header included."""
     _, _, index, flags, _ = IFINFOMSG.unpack_from(chunk, start + frames.HEADER_BYTES)

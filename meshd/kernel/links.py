@@ -61,7 +61,7 @@ class Links:
 
     def indices(self, wanted: Sequence[str]) -> dict[str, int]:
         """Return the ifindex of each of these devices that exists."""
-        return {name: seen.ifindex for name, seen in self._get(wanted).items()}
+        return {name: linkdump.index_of(answer) for name, answer in self._ask(wanted).items()}
 
     def ensure(
         self, links: Sequence[Link], births: Mapping[str, Birth] | None = None
@@ -190,13 +190,17 @@ class Links:
 
     def _get(self, wanted: Sequence[str]) -> dict[str, Seen]:
         """Ask for devices by name; what does not exist is left out."""
+        return {name: linkdump.parse(answer, 0, len(answer)) for name, answer in self._ask(wanted).items()}
+
+    def _ask(self, wanted: Sequence[str]) -> dict[str, bytes]:
+        """Do the same without reading more of the answers than which there are."""
         distinct = list(dict.fromkeys(wanted))
-        found: dict[str, Seen] = {}
+        found: dict[str, bytes] = {}
         for name, answer in zip(
             distinct, self._netlink.get([*map(linkdump.get_request, distinct)]), strict=True
         ):
             if isinstance(answer, bytes):
-                found[name] = linkdump.parse(answer, 0, len(answer))
+                found[name] = answer
             elif answer.errno != errno.ENODEV:
                 raise _about(name, answer)
         return found

@@ -179,8 +179,11 @@ def parse_mac(text: str) -> bytes:
 def _there(cluster: ClusterLike, place: Place) -> EndpointId | None:
     """Find the endpoint that has this interface name in this namespace."""
     for endpoint_id, attachment in cluster.attachments.items():
-        of_this_boot = attachment.boot_id == cluster.boot_id
-        if of_this_boot and place_of(attachment.netns_cookie, attachment.ifname, attachment.owner) == place:
+        if (
+            attachment.netns_cookie == place[0]
+            and attachment.boot_id == cluster.boot_id
+            and place_of(attachment.netns_cookie, attachment.ifname, attachment.owner) == place
+        ):
             return endpoint_id if endpoint_id in cluster.endpoints else None
     return None
 
