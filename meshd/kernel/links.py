@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 import msgspec
 
+from meshd.config import LINKS_DELETED_TOGETHER
 from meshd.errors import KernelError
 from meshd.kernel import linkdump, linkwrite, netlink
 from meshd.kernel.echoes import Echoes
@@ -85,7 +86,7 @@ class Links:
         found = self._get(wanted)
         outcome: list[KernelError | None] = [None] * len(wanted)
         turn: list[int] = []
-        messages: list[bytes] = []
+        doomed: list[int] = []
         for i, name in enumerate(wanted):
             seen = found.get(name)
             if seen is None:
@@ -97,11 +98,24 @@ class Links:
                 continue
             turn.append(i)
             self._echoes.device(name, None)
-            messages.append(linkwrite.delete(seen.ifindex))
-        for i, error in zip(turn, self._netlink.transact(messages), strict=True):
+            doomed.append(seen.ifindex)
+        for i, error in zip(turn, self._delete_numbered(doomed), strict=True):
             if error is not None and error.errno != errno.ENODEV:
                 outcome[i] = _about(wanted[i], error)
         return outcome
+
+    def _delete_numbered(self, indices: Sequence[int]) -> list[KernelError | None]:
+        """Delete devices by ifindex, several in one go; one by one where that is refused, which says of each why."""
+        answers: list[KernelError | None] = []
+        for start in range(0, len(indices), LINKS_DELETED_TOGETHER):
+            some = indices[start : start + LINKS_DELETED_TOGETHER]
+            if len(some) > 1:
+                together = [*map(linkwrite.doom, some), linkwrite.delete_doomed()]
+                if not any(self._netlink.transact(together)):
+                    answers += [None] * len(some)
+                    continue
+            answers += self._netlink.transact([*map(linkwrite.delete, some)])
+        return answers
 
     def rename(self, old: str, new: str) -> KernelError | None:
         """Give a device another name; all that is on it stays. Kernels before 6.2 rename only what is down."""

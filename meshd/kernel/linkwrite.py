@@ -48,13 +48,16 @@ from meshd.kernel.linkdump import (
 from meshd.plan.objects import Link, Port, Vxlan
 
 ADDR_GEN_MODE_NONE, IFLA_INET6_ADDR_GEN_MODE = 1, 8
-IFLA_NET_NS_PID, VETH_INFO_PEER = 19, 1
+IFLA_NET_NS_PID, IFLA_GROUP, VETH_INFO_PEER = 19, 27, 1
 IFLA_BR_STP_STATE, IFLA_BR_MCAST_SNOOPING = 5, 23
 VXLAN_DF_SET = 1
 
 _Attrs = list[tuple[str, Any]]
 _U32 = struct.Struct("=I")
 _NEW = frames.CREATE | frames.EXCL
+_DOOMED = frames.attribute(
+    IFLA_GROUP, b"mesh"
+)  # a device's group is a number that nobody gives it unasked: 0
 _NO_LINK_LOCAL = frames.attribute(
     IFLA_AF_SPEC,
     frames.attribute(AF_INET6, frames.attribute(IFLA_INET6_ADDR_GEN_MODE, bytes([ADDR_GEN_MODE_NONE]))),
@@ -125,6 +128,17 @@ def mark(name: str, alias: str) -> bytes:
 def delete(index: int) -> bytes:
     """Encode a deletion by ifindex."""
     return _change(b"", index, kind=RTM_DELLINK)
+
+
+def doom(index: int) -> bytes:
+    """Encode that a device is of the group that is about to be deleted."""
+    return _change(_DOOMED, index)
+
+
+def delete_doomed() -> bytes:
+    """Encode the deletion of that group. The kernel waits once for all of it until nobody uses the devices any more,
+    which is what takes so long to delete one."""
+    return _change(_DOOMED, kind=RTM_DELLINK)
 
 
 def delete_named(name: str) -> bytes:

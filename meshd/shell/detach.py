@@ -60,8 +60,8 @@ async def detach(
             return False  # detached, and perhaps attached elsewhere under the same id, while this waited
         gone = await release(cluster, [endpoint_id])
         ended()
-        await delete_link(cluster, attachment.host_if)
-        await cluster.reconciler.settled()
+        await cluster.reconciler.settled()  # which deletes the links of all that end at once together
+        await delete_link(cluster, attachment.host_if)  # where it had its reasons not to
         if attachment.host_if.startswith(names.GUEST):
             await lan.sweep(cluster)
     return gone

@@ -225,6 +225,29 @@ def test_a_veth_pair_is_made_with_its_peer_and_goes_with_it(host):
     assert host.kernel.links_exist([VETH, PEER]) == set()
 
 
+def test_many_devices_go_together_and_nothing_else_goes(host):
+    bring_up(host)
+    ends = [Link(f"mh0000000{n}", "veth", ALIAS, MTU, master=BRIDGE, port=Port()) for n in range(4)]
+    for n, end in enumerate(ends):
+        make_pair(host.kernel, end, f"mp0000000{n}", mac(0), MTU)
+    host.run("ip", "link", "add", "x0", "type", "veth", "peer", "name", "x1")
+    assert (
+        host.kernel.apply([DelLink(end.name) for end in [*ends[:3], Link("mh99999999", "veth", "", 0)]]) == []
+    )
+    left = {name for name in devices(host) if name.startswith(("mh", "mp", "x"))}
+    assert left == {ends[3].name, "mp00000003", "x0", "x1"}
+
+
+def test_devices_that_cannot_go_together_go_one_by_one(host):
+    """Somebody's device of a kind that the kernel does not delete is of the same group."""
+    bring_up(host)
+    group = str(int.from_bytes(b"mesh", sys.byteorder))
+    host.run("ip", "link", "set", "lo", "group", group)
+    make_pair(host.kernel, host_end(0), PEER, mac(0), MTU)
+    assert host.kernel.apply([DelLink(VETH), DelLink(VXLAN), DelLink(BRIDGE)]) == []
+    assert devices(host).keys() == {"lo"}
+
+
 def test_the_other_end_of_a_pair_is_born_in_the_namespace_of_a_process(host, make_netns):
     bring_up(host)
     other = make_netns()
