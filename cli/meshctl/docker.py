@@ -26,8 +26,10 @@ def docker() -> None:
 
 @docker.command()
 @click.argument("network", type=WORD)
-@click.option("--host", help="The engine, as docker --host has it: unix:///run/docker.sock.")
-@click.option("--name", help="What Docker is to call it.  [default: NETWORK]")
+@click.option(
+    "--host", type=WORD, metavar="URL", help="The engine, as docker --host has it: unix:///run/docker.sock."
+)
+@click.option("--name", type=WORD, help="What Docker is to call it.  [default: NETWORK]")
 @click.pass_obj
 def create(invocation: Invocation, network: str, host: str | None, name: str | None) -> None:
     """Make NETWORK known to the Docker engine of this host, with subnets and gateways as they are.

@@ -29,7 +29,11 @@ def network() -> None:
 )
 @click.option("--gateway", "gateways", type=IP, multiple=True, help="The gateway's address in a subnet.")
 @click.option(
-    "--ip-range", "ip_range", type=CIDR, multiple=True, help="Give out only addresses in this part."
+    "--ip-range",
+    "ip_range",
+    type=CIDR,
+    multiple=True,
+    help="Draw addresses from this part; --ip may name others.",
 )
 @click.option("--exclude", type=IP, multiple=True, help="Never give this address out.")
 @click.option("--ipv6", is_flag=True, help="Have an IPv6 subnet as well.")
@@ -38,8 +42,15 @@ def network() -> None:
 @click.option("--broadcast", is_flag=True, help="Carry broadcast and multicast to all endpoints.")
 @click.option("--mtu", type=click.IntRange(1, 65535), help="Bytes.  [default: what the underlay carries]")
 @click.option("--vni", type=click.IntRange(1, 2**24 - 1), help="VXLAN network identifier.  [default: drawn]")
-@click.option("--parent", help="The LAN's interface (macvlan, ipvlan).  [default: the default route's]")
-@click.option("--mode", help="macvlan: bridge, private, vepa, passthru; ipvlan: l2, l3, l3s.")
+@click.option(
+    "--parent",
+    type=WORD,
+    metavar="IF",
+    help="The LAN's interface (macvlan, ipvlan).  [default: the default route's]",
+)
+@click.option(
+    "--mode", type=WORD, metavar="MODE", help="macvlan: bridge, private, vepa, passthru; ipvlan: l2, l3, l3s."
+)
 @click.option("--opt", "options", type=KEY_VALUE, multiple=True, help="Driver option.")
 @click.option(
     "--label", "labels", type=KEY_VALUE, multiple=True, help="For people and programs; meshd ignores it."

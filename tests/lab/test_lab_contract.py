@@ -51,6 +51,11 @@ DIFF = {"in_sync": bool, "missing": [FINDING], "stale": [FINDING], "foreign": [F
 EVENT = {"time": NUMBER[:2], "kind": re.compile(r"[a-z]+(-[a-z]+)*")}
 JOINING = {"token": TOKEN, "join": re.compile(rf"meshctl join {TOKEN.pattern}")}
 
+BRIDGE = {
+    "name": str, "id": ID, "state": {"up", "down", "missing"}, "mac": MAC, "mtu": int, "ports": [], "others": [str],
+    "created": float,
+}  # fmt: skip
+
 COMMANDS: dict[str, Any] = {
     "status": STATUS,
     "members": [MEMBER],
@@ -73,7 +78,14 @@ COMMANDS: dict[str, Any] = {
     "attach shaped --netns {ns} --name shape": ENDPOINT,
     "detach shaped --endpoint 00000000": {"removed": {False}, "endpoints": []},
     "network create more --label a=b": DETAIL,
+    "network update more --label a=c": DETAIL,
     "network rm more": {"removed": {True}},
+    "bridge create br0": BRIDGE,
+    "bridge ls": [BRIDGE],
+    "bridge rm br0": {"removed": {True}},
+    "drain": {"draining": {True}, "endpoints": int},
+    "undrain": {"draining": {False}, "endpoints": int},
+    "reload": {"changed": [], "restart": [], "notes": []},
     "init --bind {address} --config-dir {new}": JOINING | {"config": str, "keyring": str, "started": {False}, "start": str},
     "join {token} --bind {address} --config-dir {new}": {"config": str, "keyring": str, "members": [str]},
 }  # fmt: skip
