@@ -217,11 +217,14 @@ def judge_one(world: World, cell: Cell, target: Party, places: set[tuple[str, st
 
 
 def heal(lab: Lab) -> None:
-    """Have the LAN forget what was pretended there last: who has which address, and behind which port a MAC is."""
+    """Have the LAN forget what was pretended there last: who has which address, and behind which port a MAC is. A host
+    that could not be heard meanwhile is back among the living before anything is taken down."""
     for ns, device in ((lab.lan, labnet.LAN_BRIDGE), *((host.ns, "eth0") for host in lab.hosts)):
         labnet.ip("-n", ns, "neigh", "flush", "dev", device)
     for host in lab.hosts:
         assert ping(host.ns, labnet.address(labnet.GATEWAY_NUMBER)).received
+    for host in lab.hosts:
+        host.wait_alive(len(lab.hosts))
 
 
 def test_allowed_pairs_pass_and_all_others_are_silent(
