@@ -29,7 +29,7 @@ from meshd.kernel.gates import Gates
 from meshd.kernel.guests import Guests
 from meshd.kernel.lan import Lan
 from meshd.kernel.links import Birth, Links
-from meshd.kernel.nft import Firewall
+from meshd.kernel.nft import Elsewhere, Firewall
 from meshd.kernel.underlay import Underlay
 from meshd.kernel.vxlans import ForeignVxlan
 from meshd.kernel.watch import Watch
@@ -114,6 +114,10 @@ class Namespace:
     def local_addresses(self) -> set[bytes]:
         """Return every address of this namespace, packed. Raises KernelError."""
         return {seen.ip for seen in addresses.parse(self._netlink.dump(addresses.dump_request()))}
+
+    def published_elsewhere(self) -> list[Elsewhere]:
+        """Return which ports other clusters' daemons publish on this host. Raises KernelError."""
+        return self._firewall.elsewhere()
 
     def listeners(self) -> list[sockets.Listener]:
         """Return which ports sockets of this namespace have. Raises KernelError."""

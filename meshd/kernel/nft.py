@@ -15,13 +15,13 @@ import hashlib
 import json
 import re
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 from meshd.errors import KernelError
 from meshd.kernel import frames, netlink, nftelements, nfttool
 from meshd.kernel.echoes import Echoes
 from meshd.plan import names
-from meshd.plan.elements import SETS, Element, Elements
+from meshd.plan.elements import SETS, Element, Elements, key_fields
 from meshd.plan.firewall import script
 
 __all__ = ["NFT_MSG_NEWGEN", "SUBSYSTEM", "UNKNOWN", "Firewall"]
@@ -36,6 +36,21 @@ NFTA_TABLE_NAME, NFTA_GEN_ID = 1, 1
 _NAMES = {number: name for name, number in nftelements.FAMILIES.items()}
 _SEAL = re.compile(r"seal_([0-9a-f]{16})_([0-9a-f]{16})\Z")
 _NEVER_ASKED = (errno.EINVAL, errno.EOPNOTSUPP)  # no nf_tables in this kernel
+
+
+class Elsewhere(NamedTuple):
+    """A port of this host that another cluster's daemon here publishes, by its ``table``. ``protocol``: IP's number;
+    ``address``: packed, None for every one of ``families``."""
+
+    table: str
+    protocol: int
+    families: tuple[int, ...]
+    address: bytes | None
+    port: int
+
+
+_ANOTHERS = re.compile(rf"{names.MARK}(-\d+)?\Z")
+_PUBLISHED = (("publish4", 4), ("publish6", 6), ("everywhere4", 4), ("everywhere6", 6))
 
 
 class Firewall:
@@ -165,8 +180,32 @@ class Firewall:
                 self._echoes.port(self._netlink.port_id)
         return self._netlink
 
+    def elsewhere(self) -> list[Elsewhere]:
+        """Return what other clusters' daemons publish on this host. Raises KernelError."""
+        link = self._socket()
+        found: list[Elsewhere] = []
+        others = {name for name, family in self._tables() if family == "inet" and _ANOTHERS.match(name)}
+        for table in sorted(others - {self._table}) if link is not None else ():
+            for name, family in _PUBLISHED:
+                try:
+                    chunks = link.dump(nftelements.dump_request(table, name))  # type: ignore[union-attr]
+                except KernelError as error:
+                    if error.errno != errno.ENOENT:  # goes just now, or an older version's
+                        raise
+                    continue
+                for of, _ in (each for chunk in chunks for each in nftelements.parse(name, chunk)):
+                    *address, protocol, port = key_fields(of)
+                    at = address[0] if address else None
+                    found.append(Elsewhere(table, protocol[0], (family,), at, int.from_bytes(port, "big")))
+        return found
+
     def _families(self) -> list[str]:
         """Return the families in which a table of ours exists."""
+        found = [family for name, family in self._tables() if name == self._table]
+        return sorted(found, key=lambda family: (family != "inet", family))
+
+    def _tables(self) -> list[tuple[str, str]]:
+        """Return every table there is: name, family."""
         link = self._socket()
         if link is None:
             return []
@@ -177,13 +216,14 @@ class Firewall:
             if error.errno in _NEVER_ASKED:
                 return []
             raise
-        found: list[str] = []
+        found: list[tuple[str, str]] = []
         for chunk in chunks:
             for kind, _, start, end in frames.split(chunk):
                 name = frames.attributes(chunk, start + nftelements.BODY_BYTES, end).get(NFTA_TABLE_NAME, b"")
-                if kind == SUBSYSTEM << 8 | NFT_MSG_NEWTABLE and name.rstrip(b"\0") == self._table.encode():
-                    found.append(_NAMES.get(chunk[start + frames.HEADER_BYTES], "inet"))
-        return sorted(found, key=lambda family: (family != "inet", family))
+                if kind == SUBSYSTEM << 8 | NFT_MSG_NEWTABLE:
+                    family = _NAMES.get(chunk[start + frames.HEADER_BYTES], "")
+                    found.append((name.rstrip(b"\0").decode(errors="replace"), family))
+        return found
 
     def _listing(self, families: list[str]) -> tuple[str, tuple[str, str] | None, list[str]]:
         """Return (hash of the tables without elements as nft lists them, what the seal says or None, the sets)."""

@@ -1,5 +1,5 @@
 """May an endpoint's ports be published? Decides what stands against it: a network from which nothing leads out, an
-address that is not this host's, another endpoint's publication, a socket of the host's own. All of it is told before
+address that is not this host's, another endpoint's publication, a socket of the host's own, what another cluster's daemon here publishes. All of it is told before
 anything is made. What a publication says is plan/publish.py's business, where it leads plan/firewall.py's.
 """
 
@@ -11,6 +11,7 @@ from typing import NamedTuple
 import msgspec
 
 from meshd.errors import BadRequest, Conflict, Unavailable
+from meshd.kernel.nft import Elsewhere
 from meshd.kernel.sockets import Listener
 from meshd.model import Item, text_ip
 from meshd.plan.elements import PROTOCOLS
@@ -76,6 +77,13 @@ async def check(
             "choose another host port, or stop that service: ss -lntup names it",
             [one.inode for one in taken],
         )
+    for other in await ask(cluster.kernel.published_elsewhere):
+        if any(_takes(other, one) for one in wanted):
+            raise Conflict(
+                f"published: port {other.port}/{_NAMES[other.protocol]} of this host is published by another cluster's "
+                f"daemon here (table inet {other.table})",
+                "choose another host port, or detach that cluster's endpoint",
+            )
 
 
 class Choice(NamedTuple):
@@ -90,7 +98,11 @@ class Choice(NamedTuple):
 async def choose(cluster: ClusterLike, wanted: Sequence[Choice]) -> tuple[Publication, ...]:
     """Choose free ports of the host, and write ports that lie side by side as one range. A port that is free of none is
     left as it was asked for: ``reserved`` and ``check`` say who has it. Raises Unavailable where all are in use."""
-    listeners = await cluster.reconciler.in_kernel_thread(cluster.kernel.listeners)
+    ask = cluster.reconciler.in_kernel_thread
+    others: list[Listener | Elsewhere] = [
+        *await ask(cluster.kernel.listeners),
+        *await ask(cluster.kernel.published_elsewhere),
+    ]
     taken = [one for held in cluster.desk.publishing for one in held]
     for endpoint in map(cluster.endpoints.__getitem__, cluster.endpoints.of(cluster.me)):
         taken += map(Publication.parse, endpoint.published)
@@ -101,7 +113,7 @@ async def choose(cluster: ClusterLike, wanted: Sequence[Choice]) -> tuple[Public
         for step in range(count):
             port = choice.wanted.first + (start + step) % count
             one = msgspec.structs.replace(choice.wanted, first=port)
-            if not any(_takes(listener, one) for listener in listeners) and not any(
+            if not any(_takes(other, one) for other in others) and not any(
                 one.clash(other) is not None for other in (*taken, *chosen)
             ):
                 break
@@ -129,7 +141,7 @@ def _ranges(ports: Sequence[Publication]) -> tuple[Publication, ...]:
     return tuple(found)
 
 
-def _takes(listener: Listener, one: Publication) -> bool:
+def _takes(listener: Listener | Elsewhere, one: Publication) -> bool:
     if listener.protocol != one.protocol or not one.first <= listener.port < one.first + one.count:
         return False
     if not set(listener.families) & set(one.families()):

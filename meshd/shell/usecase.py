@@ -12,6 +12,7 @@ from meshd.config import Settings
 from meshd.errors import KernelError
 from meshd.kernel.lan import Guest
 from meshd.kernel.links import Birth
+from meshd.kernel.nft import Elsewhere
 from meshd.kernel.offload import Device
 from meshd.kernel.sockets import Listener
 from meshd.kernel.vxlans import ForeignVxlan
@@ -131,6 +132,10 @@ class KernelLike(Protocol):
 
     def foreign_vxlans(self, cluster_mark: str) -> list[ForeignVxlan]:
         """List VXLAN devices that are not this cluster's. Raises KernelError."""
+        ...
+
+    def published_elsewhere(self) -> list[Elsewhere]:
+        """Return which ports other clusters' daemons publish on this host. Raises KernelError."""
         ...
 
     def listeners(self) -> list[Listener]:

@@ -206,3 +206,20 @@ def test_a_container_of_one_cannot_speak_with_a_member_of_the_other_in_its_hosts
         first = seen.stdout.readline()
     assert f"{labnet.address(1)}." in first
     assert f"{there.address}.{HONEST_PORT}" in first
+
+
+def test_a_port_that_one_publishes_is_refused_to_the_other_at_once(clusters: list[Cluster]) -> None:
+    one, other = (cluster.hosts[0] for cluster in clusters)
+    lab = one.lab
+    first, second = (f"/run/netns/{lab.container(name)}" for name in ("pub1", "pub2"))
+    for here, there, table in ((one, other, TABLES[0]), (other, one, TABLES[1])):
+        here.json("attach", NETWORK, "--netns", first, "--publish", "8099:80")
+        refused = there.meshctl("attach", NETWORK, "--netns", second, "--publish", "8099:80")
+        assert refused.returncode == 1
+        assert (
+            f"port 8099/tcp of this host is published by another cluster's daemon here (table inet {table})"
+            in refused.stderr
+        )
+        here.json("detach", NETWORK, "--netns", first)
+    other.json("attach", NETWORK, "--netns", second, "--publish", "8099:80")
+    other.json("detach", NETWORK, "--netns", second)

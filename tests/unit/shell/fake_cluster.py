@@ -101,10 +101,14 @@ class FakeKernel:
         self.fail_delete = None
         self.vxlans = []
         self.sockets = []
+        self.elsewhere = []
         self.addresses = {bytes((192, 0, 2, 1))}
 
     def foreign_vxlans(self, cluster_mark):
         return self.vxlans
+
+    def published_elsewhere(self):
+        return list(self.elsewhere)
 
     def listeners(self):
         return list(self.sockets)

@@ -4,11 +4,14 @@ import pytest
 import trio
 
 from meshd.errors import BadRequest, Conflict, KernelError
+from meshd.kernel.nft import Elsewhere
 from meshd.kernel.sockets import Listener
 from meshd.plan.elements import element
 from meshd.plan.ops import PutElement, SetFirewall
+from meshd.plan.publish import Publication
 from meshd.shell import networks
 from meshd.shell.attach import AttachRequest, Netns, attach, detach
+from meshd.shell.publish import Choice, choose
 from meshd.state.networks import NetworkRequest
 from tests.unit.shell.fake_cluster import BOOT, World
 
@@ -109,6 +112,18 @@ WRONG = {
 @pytest.mark.parametrize("published", WRONG)
 async def test_what_cannot_be_published_is_refused(published):
     await refused(await host_with_network(), BadRequest, WRONG[published], published)
+
+
+async def test_a_port_that_another_cluster_publishes_here_is_refused_and_never_chosen():
+    host = await host_with_network()
+    host.kernel.elsewhere = [Elsewhere("meshd-8472", TCP, (4,), None, 8080)]
+    await refused(
+        host, Conflict, r"port 8080/tcp .* another cluster's .* \(table inet meshd-8472\)", "8080:80"
+    )
+    await attach(host, ask("8080:80/udp"))
+    (wanted,) = (Publication.parse("8080:80"),)
+    (chosen,) = await choose(host, [Choice(wanted, 8081, anywhere=False)])
+    assert chosen.first == 8081
 
 
 async def test_any_loopback_address_is_the_hosts():
