@@ -113,16 +113,18 @@ def _addresses(link: netlink.Netlink, devices: Mapping[int, linkdump.Seen], foun
 
 
 def _routes(link: netlink.Netlink, devices: Mapping[int, linkdump.Seen], found: Dump) -> None:
-    """Read the routes by the host's own devices on macvlan networks; without such a device there are none, and a
-    routing daemon's million is left unread."""
-    shims = {index: seen.name for index, seen in devices.items() if seen.name.startswith(names.SHIM)}
+    """Read the routes by the host's own devices on networks; without such a device there are none, and a routing
+    daemon's million is left unread."""
+    own = (names.SHIM, names.HOST)
+    shims = {index: seen.name for index, seen in devices.items() if seen.name.startswith(own)}
     for family in _FAMILIES if shims else ():
         for route in hostroutes.parse(link.dump(hostroutes.dump_request(family))):
             if route.ifindex not in shims:
                 continue
             name = shims[route.ifindex]
-            if route.protocol == ROUTE_PROTOCOL and route.prefix == 8 * len(route.ip):
-                found.ours.routes.add(Route(name, route.ip, route.source))
+            if route.protocol == ROUTE_PROTOCOL:
+                prefix = 0 if route.prefix == 8 * len(route.ip) else route.prefix
+                found.ours.routes.add(Route(name, route.ip, route.source, prefix))
             elif route.protocol != _PROTOCOL_KERNEL:
                 what = f"{text_ip(route.ip)}/{route.prefix} dev {name}"
                 _foreign(found, "route", what, "was not put there by meshd")

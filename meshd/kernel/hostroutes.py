@@ -1,4 +1,4 @@
-"""Routes to single addresses, hand-packed. It decides how such a route of ours looks to the kernel and how it is known
+"""Routes to single addresses and subnets, hand-packed. It decides how such a route of ours looks to the kernel and how it is known
 to be ours; not which there are.
 
 Layout: struct rtmsg of linux/rtnetlink.h. Ours are in the main table with protocol ROUTE_PROTOCOL and metric
@@ -26,7 +26,15 @@ _U32 = struct.Struct("=I")
 def _message(kind: int, flags: int, route: Route, index: Mapping[str, int]) -> bytes:
     family = socket.AF_INET if len(route.ip) == 4 else socket.AF_INET6
     body = _RTMSG.pack(
-        family, 8 * len(route.ip), 0, 0, RT_TABLE_MAIN, ROUTE_PROTOCOL, RT_SCOPE_LINK, RTN_UNICAST, 0
+        family,
+        route.prefix or 8 * len(route.ip),
+        0,
+        0,
+        RT_TABLE_MAIN,
+        ROUTE_PROTOCOL,
+        RT_SCOPE_LINK,
+        RTN_UNICAST,
+        0,
     )
     body += frames.attribute(RTA_DST, route.ip) + frames.attribute(RTA_OIF, _U32.pack(index[route.dev]))
     body += frames.attribute(RTA_PRIORITY, _U32.pack(ROUTE_METRIC))

@@ -8,7 +8,7 @@ address of it; without one there is nothing to route to, and the firewall drops 
 """
 
 import ipaddress
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import cast
 
 import msgspec
@@ -335,6 +335,7 @@ def host_end(view: View, id_: EndpointId, endpoint: Endpoint, network: Network) 
             kernel.addrs.add(Addr(far, ip, _prefixlen(network, ip)))
             if len(ip) == 16:
                 kernel.addrs.add(Addr(far, firewall.link_local(endpoint.mac), LINK_LOCAL_PREFIX))
+        kernel.routes.update(_other_subnets(network, endpoint, far))
     kernel.fdb[FdbKey(attachment.host_if, endpoint.mac, "master")] = FdbTarget(local=True)
     kernel.elements.update(
         firewall.own_port_elements(attachment.host_if, endpoint)
@@ -345,6 +346,16 @@ def host_end(view: View, id_: EndpointId, endpoint: Endpoint, network: Network) 
         kernel.elements.update(firewall.published_elements(endpoint))
         kernel.elements.update(firewall.loop_elements(attachment.host_if, endpoint))
     return kernel
+
+
+def _other_subnets(network: Network, mine: Endpoint, device: str) -> Iterator[Route]:
+    """Yield the routes by the host's own device to the subnets that its addresses are not in: on the same wire, like
+    those of a container."""
+    source = {len(ip): ip for ip in mine.ips}
+    for prefix in (ipaddress.ip_network(subnet.cidr) for subnet in network.subnets):
+        ip = source.get(len(prefix.network_address.packed))
+        if ip is not None and ipaddress.ip_address(ip) not in prefix:
+            yield Route(device, prefix.network_address.packed, ip, prefix.prefixlen)
 
 
 def _open_loopback(kernel: Kernel, devices: Iterable[str]) -> None:

@@ -96,11 +96,13 @@ class Addr(msgspec.Struct, frozen=True, order=True, gc=False):
 
 
 class Route(msgspec.Struct, frozen=True, order=True, gc=False):
-    """The way to one address (``ip``, packed) by a device of the host's own; packets are from ``source`` (packed)."""
+    """The way to one address (``ip``, packed) by a device of the host's own; packets are from ``source`` (packed).
+    ``prefix``: bits of the subnet that it leads to, 0 for the address alone."""
 
     dev: str
     ip: bytes
     source: bytes
+    prefix: int = 0
 
 
 class Nexthop(msgspec.Struct, frozen=True, gc=False):

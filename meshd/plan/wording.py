@@ -48,7 +48,8 @@ def addr(value: Addr) -> Named:
 
 def route(value: Route) -> Named:
     """Name a route."""
-    return "route", f"{text_ip(value.ip)} dev {value.dev} src {text_ip(value.source)}"
+    to = f"/{value.prefix}" if value.prefix else ""
+    return "route", f"{text_ip(value.ip)}{to} dev {value.dev} src {text_ip(value.source)}"
 
 
 def nexthop(id_: int) -> Named:

@@ -176,11 +176,6 @@ def _prefixes(
     """Check the subnets given and add those left out. Defaults keep clear of every host's routes, whatever the
     driver; a subnet given for a bridge need only be free on its own host."""
     prefixes = parse_subnets(request.subnets)
-    if request.host_access and len({prefix.version for prefix in prefixes}) < len(prefixes):
-        raise BadRequest(
-            "several subnets and host access: a host has its address in one subnet only",
-            "give one subnet of each family, or leave --host-access out",
-        )
     on_the_lan = request.driver in LAN_DRIVERS
     concerned = _concerned(request.driver, creator, hosts)
     check_free(prefixes, taken_prefixes(networks, concerned, () if on_the_lan else routes))

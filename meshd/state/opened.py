@@ -76,11 +76,6 @@ def _check_number(network: Network, prefixes: Sequence[Prefix]) -> None:
             f"network {network.name} has {len(network.subnets)} subnets; at most {SUBNETS_MAX}",
             "make a second network",
         )
-    if network.host_access:
-        raise BadRequest(
-            f"network {network.name} was made with --host-access, and a host has its address in one subnet",
-            "make a second network, or one without --host-access",
-        )
 
 
 def _start(first: Prefix) -> int:

@@ -54,6 +54,34 @@ def test_endpoints_of_two_subnets_of_one_network_reach_each_other_and_every_gate
     gateways_answer(*attached, gateways=("10.71.0.1", "10.72.0.254", "fd71::1", "fd72::1"))
 
 
+def test_hosts_with_access_reach_and_are_reached_from_every_subnet_also_one_that_is_added(
+    lab3: Lab, new_network: NewNetwork, attach: Attach
+) -> None:
+    network = new_network("--subnet", "10.76.0.0/28", "--subnet", "fd76::/64", "--host-access")
+    first, second, _ = lab3.hosts
+    attached = [attach(first, network), attach(second, network)]
+    first.json("network", "update", network, "--add-subnet", "10.77.0.0/24", "--add-subnet", "fd77::/64")
+    second.wait_in_sync()
+    attached.append(attach(second, network, "--ip", "10.77.0.9"))
+    first.wait_rows(attached[-1].mac)
+    own = [
+        e for host in (first, second) for e in host.json("endpoint", "ls", "--network", network)
+        if e["host"] == host.name and e["ifname"].startswith("mox")
+    ]  # fmt: skip
+    assert len(own) == 2
+    addresses = [ip.partition("/")[0] for one in (*own, attached[-1].endpoint) for ip in one["ips"]]
+    assert len(addresses) == 6
+    for host in (first, second):
+        for address in addresses:
+            pinged = host.run("ping", "-n", "-c2", "-i0.1", "-W2", address)
+            assert ", 0% packet loss" in pinged.stdout, (host.name, address, pinged.stdout)
+    for address in addresses[:4]:  # the hosts', from the added subnet
+        assert ping(attached[-1].ns, address, count=2).received == 2, address
+    route = ("ip", "route", "del", "10.77.0.0/24")
+    first.run(*route)
+    wait_for("the route is back", 10, lambda: "10.77.0.0/24 dev mox" in first.run("ip", "route").stdout)
+
+
 def test_a_subnet_added_on_another_host_is_used_when_the_first_is_full(
     lab3: Lab, new_network: NewNetwork, attach: Attach
 ) -> None:

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from meshd.model import HOST_NETNS, Attachment, Network, Subnet
 from meshd.plan import elements, names, ops
 from meshd.plan.desired import desired, outward
-from meshd.plan.objects import Addr, FdbTarget, Kernel, NeighKey
+from meshd.plan.objects import Addr, FdbTarget, Kernel, NeighKey, Route
 from meshd.plan.shadow import Shadow
 from tests.fake_kernel import FakeKernel, refused
 from tests.plan_world import (
@@ -436,6 +436,25 @@ def test_a_port_published_on_the_loopback_reaches_a_network_by_whatever_device_h
     world.attachments[own] = Attachment("boot", HOST_NETNS, "", far, names.veth(own), far)
     links = desired(world.view()).links
     assert {name for name, link in links.items() if link.localnet} == {far, names.overlay_bridge(BLUE)}
+
+
+def test_the_hosts_own_device_leads_to_every_subnet_also_to_one_that_is_added():
+    bench = running()
+    own, far = bench.world.endpoint("self", BLUE, A, "10.1.0.9"), names.host(BLUE)
+    bench.world.attachments[own] = Attachment("boot", HOST_NETNS, "", far, names.veth(own), far)
+    bench.change(endpoints={BLUE: {own}})
+    assert bench.kernel.state.routes == set()
+    more = (
+        Subnet("10.9.0.0/24", "10.9.0.1"),
+        Subnet("fd09::/64", "fd09::1"),
+    )  # the host has no v6 address there
+    network = bench.world.networks[BLUE]
+    bench.world.networks[BLUE] = msgspec.structs.replace(network, subnets=(*network.subnets, *more))
+    bench.change(BLUE)
+    assert bench.kernel.state.routes == {Route(far, ip4("10.9.0.0"), ip4("10.1.0.9"), 24)}
+    bench.world.release("self")
+    bench.change(endpoints={BLUE: {own}})
+    assert bench.kernel.state.routes == set()
 
 
 def test_a_host_that_comes_with_an_endpoint_of_its_own_is_let_in_by_that_delta_alone():

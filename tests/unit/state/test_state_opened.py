@@ -73,7 +73,6 @@ def test_a_pair_goes_together_and_a_v6_only_network_grows_by_v6():
         (blue(V4, Subnet("fd00:1::/120", "fd00:1::1")), ("10.2.0.0/24",), "subnet 10.2.0.0/24 would have no IPv6 addresses to go with it, as network blue has"),
         (blue(), ("10.2.0.0/24", "10.3.0.0/24"), "2 subnets at once (10.2.0.0/24, 10.3.0.0/24)"),
         (blue(), ("10.2.0.0/24", "fd00:2::/124"), "subnet fd00:2::/124 holds fewer addresses than 10.2.0.0/24"),
-        (blue(host_access=True), ("10.2.0.0/24",), "network blue was made with --host-access, and a host has its address in one subnet"),
         (blue(*(Subnet(f"10.{n}.0.0/30", f"10.{n}.0.1", 4 * n) for n in range(16))), ("10.99.0.0/24",), "network blue has 16 subnets; at most 16"),
         (blue(), (), "no subnet was named"),
     ],
