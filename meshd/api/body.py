@@ -52,8 +52,9 @@ def _explain(message: str, form: Any) -> str:
     """Turn msgspec's "Expected `int` - at `$.mtu`" into "mtu: expected `int`", and a pattern into its description."""
     what, _, where = message.partition(" - at `$")
     field = where.rstrip("`").lstrip(".")
-    if not field and (named := re.search(r"field `([^`]*)`", what)):
-        field, what = named.group(1), "unknown field" if "unknown field" in what else "missing"
+    if named := re.search(r"(unknown|required) field `([^`]*)`", what):
+        field = f"{field}.{named[2]}" if field else named[2]
+        what = "unknown field" if named[1] == "unknown" else "missing"
     if "matching regex" in what and (words := _description(form, re.split(r"[.\[]", field)[0])):
         what = f"not {words}"
     return f"{field or 'body'}: {what[:1].lower()}{what[1:]}"

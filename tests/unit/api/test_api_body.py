@@ -49,6 +49,8 @@ def test_depth_of_text_is_depth_of_the_value(value, ascii_only):
         (b'{"name":"a","mtu":"x"}', "mtu: expected `int | null`, got `str`"),
         (b'{"name":"a","mtU":1}', "mtU: unknown field"),
         (b'{"name":"a","netns":{"cookie":"1"}}', "netns.cookie: expected `int`, got `str`"),
+        (b'{"name":"a","netns":{}}', "netns.cookie: missing"),
+        (b'{"name":"a","netns":{"cookie":1,"x":2}}', "netns.x: unknown field"),
         (b"[]", "body: expected `object`, got `array`"),
     ],
 )
