@@ -220,6 +220,11 @@ def test_a_container_without_network_gets_one_while_it_runs_and_then_a_second(
             runtime.check("c1")
             other.check("c1", "eth1")
             runtime.delete("c1")
+            wait_for(
+                "its link is gone, behind DEL's answer",
+                SETTLE_S,
+                lambda: "eth0" not in labnet.ip("-n", ns, "link", "show"),
+            )
             assert ping(ns, LAN_V4).lost == 0  # by the second, whose route takes over
             other.delete("c1", "eth1")
         finally:
