@@ -7,6 +7,7 @@ not be recognised as ours.
 
 import errno
 import ipaddress
+import secrets
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
@@ -110,7 +111,9 @@ class Links:
         for start in range(0, len(indices), LINKS_DELETED_TOGETHER):
             some = indices[start : start + LINKS_DELETED_TOGETHER]
             if len(some) > 1:
-                together = [*map(linkwrite.doom, some), linkwrite.delete_doomed()]
+                group = secrets.randbits(31) | 1 << 30  # drawn each time: whoever else is in it would go too
+                together = [linkwrite.doom(index, group) for index in some]
+                together.append(linkwrite.delete_doomed(group))
                 if not any(self._netlink.transact(together)):
                     answers += [None] * len(some)
                     continue

@@ -55,9 +55,6 @@ VXLAN_DF_SET = 1
 _Attrs = list[tuple[str, Any]]
 _U32 = struct.Struct("=I")
 _NEW = frames.CREATE | frames.EXCL
-_DOOMED = frames.attribute(
-    IFLA_GROUP, b"mesh"
-)  # a device's group is a number that nobody gives it unasked: 0
 _NO_LINK_LOCAL = frames.attribute(
     IFLA_AF_SPEC,
     frames.attribute(AF_INET6, frames.attribute(IFLA_INET6_ADDR_GEN_MODE, bytes([ADDR_GEN_MODE_NONE]))),
@@ -130,15 +127,15 @@ def delete(index: int) -> bytes:
     return _change(b"", index, kind=RTM_DELLINK)
 
 
-def doom(index: int) -> bytes:
+def doom(index: int, group: int) -> bytes:
     """Encode that a device is of the group that is about to be deleted."""
-    return _change(_DOOMED, index)
+    return _change(frames.attribute(IFLA_GROUP, _U32.pack(group)), index)
 
 
-def delete_doomed() -> bytes:
+def delete_doomed(group: int) -> bytes:
     """Encode the deletion of that group. The kernel waits once for all of it until nobody uses the devices any more,
     which is what takes so long to delete one."""
-    return _change(_DOOMED, kind=RTM_DELLINK)
+    return _change(frames.attribute(IFLA_GROUP, _U32.pack(group)), kind=RTM_DELLINK)
 
 
 def delete_named(name: str) -> bytes:

@@ -2,7 +2,6 @@
 where the kernel has no such devices (ipvlan, VLAN)."""
 
 import struct
-import sys
 
 import pytest
 from pyroute2.netlink.rtnl.ifinfmsg import ifinfmsg
@@ -168,8 +167,8 @@ def test_names_marks_and_deletions_are_said_as_pyroute2_says_them():
     )
     assert linkwrite.rename(9, "mo01234567") == encoded([("IFLA_IFNAME", "mo01234567")], flags=1, index=9)
     assert linkwrite.rename_down(9, "mo01234567")[0] == encoded([], flags=1, index=9, up=False)
-    group = ("IFLA_GROUP", int.from_bytes(b"mesh", sys.byteorder))
-    assert linkwrite.doom(9) == encoded([group], flags=1, index=9)
-    assert linkwrite.delete_doomed() == encoded([group], kind=17, flags=1)
+    group = ("IFLA_GROUP", 0x4D657368)
+    assert linkwrite.doom(9, 0x4D657368) == encoded([group], flags=1, index=9)
+    assert linkwrite.delete_doomed(0x4D657368) == encoded([group], kind=17, flags=1)
     assert linkwrite.delete(9) == encoded([], kind=17, flags=1, index=9)
     assert linkwrite.delete_named(VETH.name) == encoded([NAMED], kind=17, flags=1)

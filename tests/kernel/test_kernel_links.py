@@ -1,6 +1,7 @@
 """Devices, made and adjusted by us, looked at with iproute2."""
 
 import errno
+import secrets
 import subprocess
 import sys
 
@@ -238,14 +239,24 @@ def test_many_devices_go_together_and_nothing_else_goes(host):
     assert left == {ends[3].name, "mp00000003", "x0", "x1"}
 
 
-def test_devices_that_cannot_go_together_go_one_by_one(host):
+def test_devices_that_cannot_go_together_go_one_by_one(host, monkeypatch):
     """Somebody's device of a kind that the kernel does not delete is of the same group."""
     bring_up(host)
-    group = str(int.from_bytes(b"mesh", sys.byteorder))
-    host.run("ip", "link", "set", "lo", "group", group)
+    monkeypatch.setattr(secrets, "randbits", lambda _: 1 << 30)
+    host.run("ip", "link", "set", "lo", "group", str(1 << 30))
     make_pair(host.kernel, host_end(0), PEER, mac(0), MTU)
     assert host.kernel.apply([DelLink(VETH), DelLink(VXLAN), DelLink(BRIDGE)]) == []
     assert devices(host).keys() == {"lo"}
+
+
+def test_no_two_deletions_are_of_one_group(host, monkeypatch):
+    """Whoever saw the number of one and put a device of his into it would lose it in the next."""
+    drawn = []
+    monkeypatch.setattr(secrets, "randbits", lambda bits: drawn.append(bits) or len(drawn))
+    for _ in range(2):
+        bring_up(host)
+        assert host.kernel.apply([DelLink(VXLAN), DelLink(BRIDGE)]) == []
+    assert drawn == [31, 31]
 
 
 def test_the_other_end_of_a_pair_is_born_in_the_namespace_of_a_process(host, make_netns):
