@@ -2,6 +2,7 @@
 
 import os
 import secrets
+import signal
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -28,6 +29,12 @@ settings.register_profile(
     "soak", parent=settings.get_profile("meshd"), derandomize=False, max_examples=SOAK_EXAMPLES
 )
 settings.load_profile("soak" if SOAK else "meshd")
+
+# Who runs the tests under nohup, or in a script's background, has these ignored, and so would every process started
+# here: a shell cannot trap what it was started to ignore, and a container that is interrupted would go on.
+for ignored in (signal.SIGHUP, signal.SIGINT, signal.SIGQUIT):
+    if signal.getsignal(ignored) == signal.SIG_IGN:
+        signal.signal(ignored, signal.default_int_handler if ignored == signal.SIGINT else signal.SIG_DFL)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
