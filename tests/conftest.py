@@ -30,6 +30,8 @@ settings.register_profile(
 )
 settings.load_profile("soak" if SOAK else "meshd")
 
+os.umask(0o022)  # the lab's daemons have a user of their own, whatever who runs the tests keeps to himself
+
 # Who runs the tests under nohup, or in a script's background, has these ignored, and so would every process started
 # here: a shell cannot trap what it was started to ignore, and a container that is interrupted would go on.
 for ignored in (signal.SIGHUP, signal.SIGINT, signal.SIGQUIT):

@@ -23,6 +23,8 @@ class Lab:
     """``hosts`` on one LAN. ``containers`` are further namespaces of this machine, for endpoints to live in."""
 
     def __init__(self, directory: Path, lab: str, hosts: int, underlay: int = 4) -> None:
+        # Who keeps his files to himself means his own: what is made here the daemons' user must read.
+        os.umask(0o022)
         self.dir = directory
         self.id = lab
         self.underlay = underlay

@@ -15,8 +15,9 @@ MESHCTL = str(Path(sys.executable).parent / "meshctl")
 
 def meshctl(*args: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [MESHCTL, *args], stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False, timeout=120
-    )
+        [MESHCTL, *args], stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False, timeout=120,
+        umask=0o077,  # as careful operators have it: the daemons' user must be able to read a lab all the same
+    )  # fmt: skip
 
 
 def rows(*args: str) -> Any:
