@@ -147,9 +147,8 @@ class Applier:
         """Carry out ops in order; return those that failed, with the reason. ``births``: see Links.ensure."""
         failures: Failures = []
         together: Groups = []
-        kept: set[str] = (
-            set()
-        )  # devices that the kernel did not delete: who may send by them is still to be said
+        # Devices that the kernel did not delete: who may send by them is still to be said.
+        kept: set[str] = set()
         for kind, group in itertools.groupby(ops, type):
             same = list(group)
             if kind in _ENCODE:

@@ -99,8 +99,13 @@ def main_pid(host: BootedHost) -> int:
     return int(host.sh("systemctl show --value --property=MainPID meshd"))
 
 
-def is_restarted(host: BootedHost, before: int) -> bool:
-    return main_pid(host) not in (0, before)
+@contextmanager
+def another_process(host: BootedHost, within_s: float = UNIT_S) -> Iterator[int]:
+    """What is done to the daemon's process, whose id this is, has its unit start another, which becomes ready."""
+    before = main_pid(host)
+    yield before
+    wait_for("another main process", lambda: main_pid(host) not in (0, before), within_s)
+    wait_ready(host)
 
 
 KEEP_PID = 'echo $$ >"$0"; exec "$@"'

@@ -17,11 +17,11 @@ from bootedmesh import (
     VERSION,
     Container,
     alive,
+    another_process,
     ask,
     form,
     has_version,
     install,
-    is_restarted,
     knows,
     main_pid,
     pinged,
@@ -106,10 +106,8 @@ def test_a_killed_daemon_comes_back_by_itself_and_costs_no_packet(lan: BootedLan
     first, second, third = lan.hosts
     with pinged(third, first):
         for host in (first, third):
-            before = main_pid(host)
-            host.sh(f"kill -9 {before}")
-            wait_for("another main process", partial(is_restarted, host, before), UNIT_S)
-            wait_ready(host)
+            with another_process(host) as before:
+                host.sh(f"kill -9 {before}")
         wait_alive(second, 3)
     for host in lan.hosts:
         wait_in_sync(host)
@@ -122,10 +120,8 @@ def test_a_hundred_kills_cost_no_packet(lan: BootedLan) -> None:
     with pinged(third, first):
         for number in range(KILLS):
             host = lan.hosts[number % len(lan.hosts)]
-            before = main_pid(host)
-            host.sh(f"kill -9 {before}")
-            wait_for("another main process", partial(is_restarted, host, before), UNIT_S)
-            wait_ready(host)
+            with another_process(host) as before:
+                host.sh(f"kill -9 {before}")
         for host in lan.hosts:
             wait_alive(host, 3)
     for host in lan.hosts:
@@ -135,10 +131,8 @@ def test_a_hundred_kills_cost_no_packet(lan: BootedLan) -> None:
 def test_a_daemon_that_stands_still_is_ended_by_the_watchdog_and_costs_no_packet(lan: BootedLan) -> None:
     first, second, third = lan.hosts
     with pinged(third, first):
-        before = main_pid(first)
-        first.sh(f"kill -STOP {before}")
-        wait_for("another main process", partial(is_restarted, first, before), WATCHDOG_S)
-        wait_ready(first)
+        with another_process(first, WATCHDOG_S) as before:
+            first.sh(f"kill -STOP {before}")
         for host in lan.hosts:
             wait_alive(host, 3)
     assert "Watchdog timeout" in first.sh("journalctl -u meshd -o cat")

@@ -12,13 +12,11 @@ from bootedmesh import (
     NETWORK,
     UNIT_S,
     VERSION,
+    another_process,
     ask,
     form,
-    is_restarted,
-    main_pid,
     pinging,
     wait_in_sync,
-    wait_ready,
 )
 from realdocker import image
 
@@ -105,12 +103,10 @@ def test_meshd_restarts_beside_docker_without_a_packet_lost(lan: BootedLan, comm
     first, second = lan.hosts
     with pinging(second, address(first)):
         for host in lan.hosts:
-            before = main_pid(host)
-            host.sh(command)
-            # Docker asks at once, and waits for the daemon that comes back
-            host.sh(f"docker run --rm --network {NETWORK} {IMAGE} ping -c 1 {address(first)}")
-            wait_for("another main process", partial(is_restarted, host, before), UNIT_S)
-            wait_ready(host)
+            with another_process(host):
+                host.sh(command)
+                # Docker asks at once, and waits for the daemon that comes back
+                host.sh(f"docker run --rm --network {NETWORK} {IMAGE} ping -c 1 {address(first)}")
     assert reach(first, second)
     for host in lan.hosts:
         assert attached(host) == [("host1", address(first)), ("host2", address(second))]
