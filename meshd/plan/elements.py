@@ -106,6 +106,11 @@ def element(name: str, *key: bytes) -> Element:
     return Element(name, _pack(SETS[name].key, key))
 
 
+def virtual(ip: bytes) -> Element:
+    """Make the element that says of an address, packed, that it is virtual."""
+    return element("vips4" if len(ip) == 4 else "vips6", ip)
+
+
 def data(name: str, *values: bytes) -> bytes:
     """Pack what a map's element leads to, field by field."""
     return _pack(SETS[name].data, values)

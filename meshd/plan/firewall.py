@@ -28,7 +28,7 @@ from collections.abc import Iterable, Iterator, Sequence, Set
 from meshd import config
 from meshd.model import Endpoint, Network
 from meshd.plan import names
-from meshd.plan.elements import Element, Elements, commands, data, declarations, element
+from meshd.plan.elements import Element, Elements, commands, data, declarations, element, virtual
 from meshd.plan.publish import Publication
 
 VNI_BYTES = 3
@@ -276,7 +276,7 @@ def own_port_elements(host_if: str, endpoint: Endpoint) -> Elements:
 
 def vip_elements(vips: Iterable[bytes]) -> Elements:
     """Return what says of a network's virtual addresses, packed, that they are no endpoint's own."""
-    return {element("vips4" if len(ip) == 4 else "vips6", ip): b"" for ip in vips}
+    return {virtual(ip): b"" for ip in vips}
 
 
 def link_local(mac: bytes) -> bytes:

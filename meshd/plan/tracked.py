@@ -9,7 +9,7 @@ elsewhere. Must not know how they are found or deleted.
 from collections.abc import Container, Iterable, Mapping, Set
 from typing import NamedTuple
 
-from meshd.plan.elements import Element, element, key_fields, value_fields
+from meshd.plan.elements import Element, key_fields, value_fields, virtual
 
 NAMED, EVERYWHERE = ("publish4", "publish6"), ("everywhere4", "everywhere6")
 PORT_ADDRESSES = ("targets4", "targets6")
@@ -55,7 +55,7 @@ def doubt(puts: Mapping[Element, bytes], gone: Iterable[Element], have: Containe
         if of.set in EVERYWHERE or of.set in NAMED
     ]
     given_up = {key_fields(of)[-1] for of in gone if of.set in PORT_ADDRESSES}
-    vips = {ip for ip in given_up if element("vips4" if len(ip) == IPV4_BYTES else "vips6", ip) in have}
+    vips = {ip for ip in given_up if virtual(ip) in have}
     return Doubt(tuple(published), frozenset(given_up - vips - _addresses(puts)))
 
 
